@@ -1,0 +1,16 @@
+"""brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
+
+Modules, in the order in which data flows: `runtime`, `timing`, `lowlevel`, `datasets`, `fireside`, `speech`,
+`encoding`, `surface`, `results`. Each is short enough to read; nothing heavy is imported until it is used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["datasets", "encoding", "fireside", "lowlevel", "results", "runtime", "speech", "surface", "timing"]
+
+
+def __getattr__(name):
+    if name in __all__:
+        return importlib.import_module(f"brainlib.{name}")
+    raise AttributeError(f"module 'brainlib' has no attribute {name!r}")

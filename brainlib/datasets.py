@@ -1,0 +1,377 @@
+"""One on-disk layout, that of OpenNeuro ds003020 (LeBel et al. 2023), read into stories, responses, repeats and splits."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import warnings
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .timing import TR_S, scan_trs, tr_centres
+
+RATE = 16_000
+FILLERS = {"", "sp", "ns", "br", "lg", "ls", "sil", "sentence_start", "sentence_end", "{sl}", "{lg}", "{br}", "{ns}", "{sp}"}
+AUDIO_KINDS = (".wav", ".flac", ".ogg", ".mp3")
+MIDDLE = "derivative"  # singular, as on OpenNeuro
+
+
+def load(name: str = "fireside", root: str | Path | None = None, **options) -> Dataset:
+    """Open a data set: ``"fireside"`` (embedded, simulated), ``"lebel2023"``, or any folder in the same layout.
+
+    Parameters
+    ----------
+    name : str
+        A known name, or the path of a folder that holds ``stimuli/`` and ``derivative/``.
+    root : path, optional
+        Where a known data set lives or is to be made; the cache folder if left out.
+    **options
+        Passed to the data set's own ``open_dataset``; for fireside ``noise="clean"``, ``"scanner"`` or ``"null"``.
+
+    Returns
+    -------
+    ds : Dataset
+    """
+    if name in ("fireside", "lebel2023"):
+        module = {"fireside": "fireside", "lebel2023": "lebel"}[name]
+        try:
+            opener = importlib.import_module(f"brainlib.{module}").open_dataset
+        except ModuleNotFoundError as error:
+            raise KeyError(
+                f"data set {name!r} cannot be fetched by this version of brainlib; give the path of a folder in its layout"
+            ) from error
+        return opener(root, **options)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no data set and no folder {name!r}; expected 'fireside', 'lebel2023' or a folder with stimuli/ and {MIDDLE}/"
+        )
+    return Dataset(folder, **options)
+
+
+class Story:
+    """One story: its sound, its words and phonemes with times, and the TRs at which a brain listened.
+
+    Attributes
+    ----------
+    audio : array of shape (n_samples,), float32
+        Mono, 16 kHz, as stored (not normalised).
+    rate : int
+        16000, in Hz.
+    duration : float
+        Seconds.
+    words, phonemes : DataFrame
+        Columns `start`, `end` (seconds after sound onset) and `text`; fillers such as ``sp`` are dropped.
+    tr_times : array of shape (n_trs,)
+        Centres of the kept TRs, seconds after sound onset: 11, 13, 15, ...
+    """
+
+    rate = RATE
+
+    def __init__(self, name: str, audio_path: Path, grid_path: Path, n_trs: int | None = None):
+        self.name, self.audio_path, self.grid_path, self._n_trs = name, Path(audio_path), Path(grid_path), n_trs
+
+    @cached_property
+    def audio(self) -> np.ndarray:
+        return read_audio(self.audio_path)
+
+    @cached_property
+    def _tiers(self):
+        return read_textgrid(self.grid_path)
+
+    @property
+    def duration(self) -> float:
+        return len(self.audio) / self.rate
+
+    @property
+    def words(self) -> pd.DataFrame:
+        return self._tiers["words"]
+
+    @property
+    def phonemes(self) -> pd.DataFrame:
+        return self._tiers["phonemes"]
+
+    @property
+    def tr_times(self) -> np.ndarray:
+        rows = scan_trs(self.duration) - 20 if self._n_trs is None else self._n_trs
+        return tr_centres(rows)
+
+    def __repr__(self):
+        return f"Story({self.name!r}, {self.duration:.1f} s, {len(self.words)} words, {len(self.tr_times)} TRs)"
+
+
+class Dataset:
+    """A tree in the layout of ds003020.
+
+    Parameters
+    ----------
+    root : path
+        Holds ``stimuli/<story>.<ext>``, ``derivative/TextGrids/<story>.TextGrid`` and
+        ``derivative/preprocessed_data/<subject>/<story>.hf5``; ``derivative/respdict.json`` and
+        ``dataset_description.json`` are used where they are.
+    prepare : callable, optional
+        Called as ``prepare(subject)`` before a subject's files are first read: builds or fetches them.
+    """
+
+    tr = TR_S
+
+    def __init__(self, root, prepare=None):
+        self.root = Path(root)
+        self._prepare, self._ready = prepare, set()
+        self.filled: dict[tuple[str, str], int] = {}  # (subject, story): how many NaNs were replaced by 0
+        described = self.root / "dataset_description.json"
+        self.description = json.loads(described.read_text()) if described.exists() else {}
+        self.name = self.description.get("Name", self.root.name)
+        self.simulated = bool(self.description.get("Simulated", False))
+        counts = self.root / MIDDLE / "respdict.json"
+        self._scan_trs = json.loads(counts.read_text()) if counts.exists() else {}
+        self.stories = sorted(p.stem for p in (self.root / MIDDLE / "TextGrids").glob("*.TextGrid"))
+        if not self.stories:
+            raise FileNotFoundError(f"{self.root}: no TextGrids; expected {MIDDLE}/TextGrids/<story>.TextGrid")
+        found = sorted(p.name for p in (self.root / MIDDLE / "preprocessed_data").glob("*") if p.is_dir() and not p.name.startswith("."))
+        self.subjects = list(self.description.get("Subjects", found))
+
+    def __repr__(self):
+        kind = "simulated listeners" if self.simulated else "recordings"
+        return f"Dataset({self.name!r}: {kind}, {len(self.subjects)} subjects, {len(self.stories)} stories)"
+
+    # ---------------------------------------------------------------- stories
+    def story(self, name: str) -> Story:
+        """The story of that name; its audio and times are read when first used, and then kept.
+
+        Raises
+        ------
+        KeyError
+            If there is no such story.
+        FileNotFoundError, ValueError
+            When the audio or TextGrid is read: if it is missing, or is not what it should be.
+        """
+        self._known(name, self.stories, "story")
+        return self._story(name)
+
+    @lru_cache(maxsize=128)  # noqa: B019  a Dataset lives as long as its notebook
+    def _story(self, name):
+        paths = [self.root / "stimuli" / f"{name}{kind}" for kind in AUDIO_KINDS]
+        audio = next((p for p in paths if p.exists() or p.is_symlink()), paths[0])
+        rows = self._scan_trs.get(name)
+        return Story(name, audio, self.root / MIDDLE / "TextGrids" / f"{name}.TextGrid", None if rows is None else rows - 20)
+
+    @cached_property
+    def split(self) -> dict[str, list[str]]:
+        """Whole stories, disjoint: ``{"train": [...], "val": [...], "test": [...]}``.
+
+        As the data set states it; else the test stories are those with the most repeats, the validation stories the
+        other repeated ones, or the last two where nothing else was repeated (the last three, if nothing was).
+        """
+        if "Split" in self.description:
+            return {k: list(v) for k, v in self.description["Split"].items()}
+        subject = self.subjects[0]
+        self._get_ready(subject)
+        has = [s for s in self.stories if self._response_path(subject, s).exists()]
+        counts = {s: _n_repeats(self._response_path(subject, s)) for s in has}
+        most = max(counts.values())
+        test = [s for s in has if counts[s] == most] if most > 1 else has[-1:]
+        rest = [s for s in has if s not in test]
+        val = [s for s in rest if counts[s] > 1] or rest[-2:]
+        return {"train": [s for s in rest if s not in val], "val": val, "test": test}
+
+    # ---------------------------------------------------------------- responses
+    def responses(self, subject: str, name: str) -> np.ndarray:
+        """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
+
+        Raises
+        ------
+        KeyError
+            Unknown subject or story.
+        FileNotFoundError
+            No response file.
+        ValueError
+            The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs.
+        """
+        return self._read(subject, name, "data")
+
+    def repeats(self, subject: str, name: str) -> np.ndarray:
+        """Responses to each hearing of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored.
+
+        Raises
+        ------
+        ValueError
+            If the story was heard once.
+        """
+        return self._read(subject, name, "individual_repeats")
+
+    def _read(self, subject, name, key):
+        self._known(subject, self.subjects, "subject")
+        self._known(name, self.stories, "story")
+        self._get_ready(subject)
+        path = self._response_path(subject, name)
+        data = _read_hf5(path, key)
+        expected = len(self._story(name).tr_times)
+        if data.shape[-2] != expected:
+            raise ValueError(
+                f"story {name!r}, {path}: {data.shape[-2]} response rows but {expected} TRs (scan less 20); was the audio cut, or the file another story's?"
+            )
+        return self._clean(data, subject, name)
+
+    def _clean(self, data, subject, name):
+        """z-score over time; what has no number or no variance becomes 0, and is counted."""
+        bad = ~np.isfinite(data)
+        if bad.any():
+            dead = bad.all(axis=tuple(range(data.ndim - 1)))
+            n = int(bad.sum())
+            self.filled[subject, name] = n
+            warnings.warn(f"{subject} {name}: {n} NaN values replaced by 0 ({int(dead.sum())} voxels have no number at all)", stacklevel=4)
+            data = np.where(bad, np.nan, data)
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            data = data - np.nanmean(data, axis=-2, keepdims=True)
+            data = data / np.nanstd(data, axis=-2, keepdims=True)
+        return np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+
+    def noise_ceiling(self, subject: str, split: str = "test") -> np.ndarray:
+        """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split."""
+        from .encoding import noise_ceiling
+
+        ceilings = [noise_ceiling(self.repeats(subject, s)) for s in self.split[split]]
+        return np.mean(ceilings, axis=0)
+
+    # ---------------------------------------------------------------- space and truth
+    def rois(self, subject: str) -> dict[str, np.ndarray]:
+        """Named regions as boolean masks of shape (n_voxels,); empty for a tree without them."""
+        return {k: v.astype(bool) for k, v in self._extra(subject, "rois").items()}
+
+    def vertices(self, subject: str) -> np.ndarray:
+        """fsaverage5 vertex of each voxel, shape (n_voxels,): left 0 to 10241, right 10242 to 20483.
+
+        Raises
+        ------
+        ValueError
+            If this tree holds no surface.
+        """
+        found = self._extra(subject, "fsaverage5")
+        if "vertices" not in found:
+            raise ValueError(f"{self.name}: no surface for {subject}; expected {MIDDLE}/fsaverage5/{subject}.npz")
+        return found["vertices"]
+
+    def truth(self, subject: str) -> pd.DataFrame:
+        """What was planted in a simulated listener, one row a voxel: a column a level (share of the signal's variance),
+        `snr` (signal's share of one hearing's variance), `hrf_peak` (seconds), `level` (the strongest, or "none").
+
+        Raises
+        ------
+        ValueError
+            For real recordings, whose truth nobody knows.
+        """
+        if not self.simulated:
+            raise ValueError(f"{self.name} holds recordings: their truth is not known; use noise_ceiling instead")
+        table = pd.DataFrame(self._extra(subject, "truth"))
+        levels = [c for c in table.columns if c not in ("snr", "hrf_peak")]
+        names = np.array(levels)[table[levels].to_numpy().argmax(1)]
+        return table.assign(level=np.where(table.snr > 0, names, "none"))
+
+    def _extra(self, subject, kind):
+        self._known(subject, self.subjects, "subject")
+        self._get_ready(subject)
+        path = self.root / MIDDLE / kind / f"{subject}.npz"
+        return dict(np.load(path)) if path.exists() else {}
+
+    # ---------------------------------------------------------------- helpers
+    def _response_path(self, subject, name):
+        return self.root / MIDDLE / "preprocessed_data" / subject / f"{name}.hf5"
+
+    def _get_ready(self, subject):
+        if self._prepare is not None and subject not in self._ready:
+            self._prepare(subject)
+        self._ready.add(subject)
+
+    def _known(self, name, known, what):
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 3, 0.5)
+            raise KeyError(f"{self.name} has no {what} {name!r}; " + (f"did you mean {close}?" if close else f"it has {known}"))
+
+
+# -------------------------------------------------------------------- files
+def _check_file(path: Path, what: str, least: int = 1):
+    """Refuse a missing file, a git-annex pointer and an empty file, each with its remedy."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path}: a link to git-annex content that is not here; expected {what}: run `git annex get` or fetch the file again"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; expected {what}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(200)
+    if b"annex/objects" in head:
+        raise ValueError(
+            f"{path}: a git-annex pointer of {size} bytes, not its content; expected {what}: run `git annex get` or fetch the file again"
+        )
+    if size < least:
+        raise ValueError(f"{path}: {size} bytes; expected {what}: fetch the file again")
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """Any file that soundfile reads, as (n_samples,) float32 mono at 16 kHz; channels are averaged, rates converted."""
+    import soundfile
+
+    _check_file(path, "a story's sound", 100)
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: no sound in it ({error}); expected wav, flac, ogg or mp3") from error
+    audio = audio.mean(1)
+    if rate != RATE:
+        from scipy.signal import resample_poly
+
+        divisor = np.gcd(rate, RATE)
+        audio = resample_poly(audio, RATE // divisor, rate // divisor)
+    return np.ascontiguousarray(audio, np.float32)
+
+
+def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
+    """Words and phonemes of a Praat TextGrid (long or short form, UTF-8 or UTF-16): `start`, `end` in seconds, `text`."""
+    from praatio import textgrid
+
+    _check_file(path, "a TextGrid with a phone and a word tier", 20)
+    try:
+        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
+    except Exception as error:  # praatio raises many kinds; all mean that the text is no TextGrid
+        raise ValueError(
+            f"{path}: not a TextGrid that can be read ({type(error).__name__}: {error}); expected Praat's long or short text form"
+        ) from error
+    names = [n.lower() for n in grid.tierNames]
+    out = {}
+    for what, position in (("phonemes", 0), ("words", 1)):  # ds003020: phones first, words second
+        named = [i for i, n in enumerate(names) if n.startswith(what[:4])]
+        if not named and len(names) <= position:
+            raise ValueError(f"{path}: tiers {list(grid.tierNames)}; expected a phone tier and a word tier")
+        entries = grid.getTier(grid.tierNames[named[0] if named else position]).entries
+        kept = [(float(e.start), float(e.end), e.label.strip()) for e in entries if e.label.strip().lower() not in FILLERS]
+        out[what] = pd.DataFrame(kept, columns=["start", "end", "text"])
+    return out
+
+
+def _read_hf5(path: Path, key: str) -> np.ndarray:
+    import h5py
+
+    _check_file(path, "an hf5 file of responses", 8)
+    try:
+        with h5py.File(path, "r") as file:
+            if key == "individual_repeats" and key not in file:
+                raise ValueError(f"{path}: heard once; repeats exist only for repeated stories")
+            if key not in file:
+                raise ValueError(f"{path}: keys {list(file)}; expected {key!r} of shape (n_trs, n_voxels)")
+            return np.asarray(file[key][()], np.float32)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); truncated? expected hf5 with {key!r}: build or fetch it again") from error
+
+
+def _n_repeats(path: Path) -> int:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return file["individual_repeats"].shape[0] if "individual_repeats" in file else 1

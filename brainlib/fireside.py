@@ -1,0 +1,377 @@
+"""fireside: spoken stories written for this book, and the *simulated* listeners who hear them.
+
+The stories, their sound and their times are real (text to speech); the brains are not. Each listener's cortex is driven
+by four planted levels of the speech, in regions placed by published coordinates, through a haemodynamic response and
+under autocorrelated, spatially smooth noise, so that every method in the book can be held against a known truth.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from scipy import signal
+
+from . import lowlevel
+from .datasets import MIDDLE, Dataset, Story
+from .runtime import atomic, cache_dir
+from .timing import LEAD_IN_S, TR_S, scan_trs, tr_centres
+
+ASSETS = Path(__file__).parent / "assets" / "fireside"
+SUBJECTS = tuple(f"SIM{i:02d}" for i in range(1, 9))
+REPEATS = {"lastferry": 10, "elevenbridges": 5, "secondopinion": 5}  # the test story and the two validation stories
+LEVELS = ("acoustic", "phonetic", "meaning", "context")
+VERSION = 1  # of the simulation: raise it when what is simulated changes
+RATE_HZ = 10  # of the planted features, before the haemodynamic response
+N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
+CONTEXT_S = 6.0  # time over which context integrates word meaning
+HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al. 2004: peaks vary by seconds)
+
+# name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, planted levels' shares, region
+# of interest. Sources: G Glasser et al. 2016 (centres of A1, 45, PGi), V Vigneau et al. 2006 (peaks of clusters),
+# A Andrews-Hanna et al. 2010 (default network), P Power et al. 2011. Which level drives which region is *chosen here*,
+# after the order of levels found by de Heer et al. 2017 and Lerner et al. 2011.
+REGIONS = {
+    "A1 (G)": ((-44, -25, 11), 9, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
+    "belt, around A1 (G)": ((-54, -22, 8), 10, 0.9, (0.6, 0.4, 0.0, 0.0), "auditory_belt"),
+    "T1a (V)": ((-56, -13, -5), 12, 0.9, (0.1, 0.9, 0.0, 0.0), "superior_temporal"),
+    "T1p (V)": ((-55, -48, 15), 12, 0.9, (0.0, 0.7, 0.3, 0.0), "superior_temporal"),
+    "T2ml (V)": ((-59, -37, 1), 12, 0.9, (0.0, 0.2, 0.8, 0.0), "temporal"),
+    "LTC (A)": ((-60, -24, -18), 13, 0.8, (0.0, 0.0, 0.9, 0.1), "temporal"),
+    "Pole (V)": ((-41, 3, -24), 12, 0.7, (0.0, 0.0, 0.8, 0.2), "temporal"),
+    "PGi (G)": ((-45, -60, 22), 14, 0.9, (0.0, 0.0, 0.4, 0.6), "angular"),
+    "45 (G)": ((-49, 28, 1), 13, 0.8, (0.0, 0.0, 0.8, 0.2), "inferior_frontal"),
+    "F3opd (V)": ((-44, 21, 24), 12, 0.7, (0.0, 0.3, 0.7, 0.0), "inferior_frontal"),
+    "F2p (V)": ((-37, 10, 48), 13, 0.8, (0.0, 0.0, 0.3, 0.7), "middle_frontal"),
+    "PCC (A)": ((-8, -56, 26), 16, 0.9, (0.0, 0.0, 0.0, 1.0), "precuneus"),
+    "calcarine (P)": ((-8, -81, 7), 22, 0.0, (0.0, 0.0, 0.0, 0.0), "visual"),
+}
+RIGHT = 0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
+
+# share of one hearing's variance that is signal: (weakest, strongest driven voxel)
+NOISE = {"clean": (0.10, 0.50), "scanner": (0.004, 0.06), "null": (0.0, 0.0)}
+
+
+def open_dataset(root: str | Path | None = None, noise: str = "clean") -> Dataset:
+    """The tree of fireside, stories laid out, listeners built when first asked for. See `datasets.load`."""
+    _check_noise(noise)
+    root = Path(root) if root else cache_dir("fireside", noise)
+    _lay_out(root, noise)
+    return Dataset(root, prepare=lambda subject: build([subject], noise=noise, root=root))
+
+
+def build(subjects=SUBJECTS, noise: str = "clean", root: str | Path | None = None) -> Path:
+    """Simulate listeners into the layout of ds003020; what is whole already is left as it is.
+
+    Parameters
+    ----------
+    subjects : sequence of str
+        Of SIM01 to SIM08.
+    noise : {"clean", "scanner", "null"}
+        "clean": 10 to 50 % of a single hearing's variance is signal in driven voxels, so that an hour suffices to
+        learn from; "scanner": ceilings as in real recordings; "null": noise only.
+    root : path, optional
+        The tree; ``cache_dir("fireside", noise)`` if left out.
+
+    Returns
+    -------
+    root : Path
+
+    Notes
+    -----
+    A subject's folder is written under another name and renamed when it is whole, so a killed build leaves nothing
+    that could be taken for data. Two builds give the same bytes on one machine.
+    """
+    _check_noise(noise)
+    root = Path(root) if root else cache_dir("fireside", noise)
+    _lay_out(root, noise)
+    for subject in subjects:
+        if subject not in SUBJECTS:
+            raise KeyError(f"fireside has no subject {subject!r}; it has {list(SUBJECTS)}")
+        target = root / MIDDLE / "preprocessed_data" / subject
+        if not target.is_dir():  # written last of a subject's files, and by one rename
+            _build_subject(root, subject, noise, target)
+    return root
+
+
+def _check_noise(noise):
+    if noise not in NOISE:
+        raise ValueError(f"noise level {noise!r}; expected one of {sorted(NOISE)}")
+
+
+def _stories() -> list[str]:
+    return sorted(p.stem for p in (ASSETS / "stories").glob("*.txt"))
+
+
+def embedded_story(name: str) -> Story:
+    """A story straight from the package's assets, without any tree."""
+    return Story(name, ASSETS / "audio" / f"{name}.ogg", ASSETS / "TextGrids" / f"{name}.TextGrid")
+
+
+def _lay_out(root: Path, noise: str):
+    """Sound, TextGrids, scan lengths and description; a tree of another version is refused, not mixed with."""
+    described = root / "dataset_description.json"
+    train = [s for s in _stories() if s not in REPEATS]
+    most = max(REPEATS.values())
+    split = {"train": train, "val": [s for s, n in REPEATS.items() if n < most], "test": [s for s, n in REPEATS.items() if n == most]}
+    description = {
+        "Name": "fireside", "BIDSVersion": "1.8.0", "DatasetType": "derivative", "License": "CC BY 4.0", "Simulated": True,
+        "SimulationVersion": VERSION, "NoiseLevel": noise, "Subjects": list(SUBJECTS), "Split": split,
+    }  # fmt: skip
+    if described.exists():
+        found = json.loads(described.read_text())
+        if found == description:
+            return
+        if found.get("Name") != "fireside" or found.get("NoiseLevel") != noise:
+            raise ValueError(
+                f"{root} holds {found.get('Name')!r} at noise {found.get('NoiseLevel')!r}; expected an empty folder or fireside at {noise!r}"
+            )
+        for folder in ("preprocessed_data", "truth", "rois", "fsaverage5"):  # of an older version: build anew
+            shutil.rmtree(root / MIDDLE / folder, ignore_errors=True)
+    counts = {}
+    for name in _stories():
+        story = embedded_story(name)
+        counts[name] = scan_trs(story.duration)
+        for source, target in ((story.audio_path, root / "stimuli"), (story.grid_path, root / MIDDLE / "TextGrids")):
+            with atomic(target / source.name) as part:
+                shutil.copyfile(source, part)
+    _write_json(root / MIDDLE / "respdict.json", counts)
+    _write_json(described, description)
+
+
+def _write_json(path, content):
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=1))
+
+
+# ------------------------------------------------------------------ what is planted in time
+@lru_cache(maxsize=64)
+def _token_means():
+    """Mean articulation over all phonemes and mean word vector over all words, so that the planted features carry no rate."""
+    stories = [embedded_story(s) for s in _stories()]
+    return (
+        np.concatenate([lowlevel.articulation(s)[0] for s in stories]).mean(0),
+        np.concatenate([word_vectors(s)[0] for s in stories]).mean(0),
+    )
+
+
+@lru_cache(maxsize=1)
+def _glove():
+    with np.load(ASSETS / "glove.npz") as file:
+        return {w: v.astype(np.float32) for w, v in zip(file["vocabulary"], file["vectors"])}
+
+
+def word_vectors(story):
+    """Principal components of GloVe vectors (Pennington et al. 2014) at the middle of each word: (n_words, 20), times.
+
+    Only the words of fireside's stories ship with the package; any other word is a row of zeros.
+    """
+    table = _glove()
+    width = len(next(iter(table.values())))
+    rows = [table.get(w.lower(), np.zeros(width, np.float32)) for w in story.words.text]
+    return np.array(rows, np.float32).reshape(-1, width), (story.words.start + story.words.end).to_numpy() / 2
+
+
+@lru_cache(maxsize=64)
+def _planted(name: str) -> dict[str, np.ndarray]:
+    """Features of the four levels at 10 Hz from sound onset to the end of the scan, each (n_times, n_features)."""
+    story = embedded_story(name)
+    n = int((scan_trs(story.duration) * TR_S - LEAD_IN_S) * RATE_HZ)
+    loud, _ = lowlevel.mel(story)
+    acoustic = np.zeros((n, loud.shape[1]), np.float32)
+    steps = lowlevel.RATE_HZ // RATE_HZ
+    frames = loud[: len(loud) // steps * steps].reshape(-1, steps, loud.shape[1]).mean(1) / 80 + 1
+    acoustic[: len(frames)] = frames[:n]
+    out = {"acoustic": acoustic}
+    for level, (values, times), mean in zip(LEVELS[1:3], (lowlevel.articulation(story), word_vectors(story)), _token_means()):
+        out[level] = np.zeros((n, values.shape[1]), np.float32)
+        np.add.at(out[level], np.minimum((times * RATE_HZ).astype(int), n - 1), values - mean)
+    kernel = np.exp(-np.arange(0, 4 * CONTEXT_S, 1 / RATE_HZ) / CONTEXT_S)
+    out["context"] = signal.fftconvolve(out["meaning"], kernel[:, None], axes=0)[:n].astype(np.float32)
+    return out
+
+
+def planted_features(story, level: str) -> np.ndarray:
+    """What drives a simulated voxel of that level, before the haemodynamic response: (n_trs, n_features), at TRs."""
+    from .timing import downsample
+
+    if level not in LEVELS:
+        raise KeyError(f"no planted level {level!r}; found {list(LEVELS)}")
+    values = _planted(story.name)[level]
+    return downsample(values, np.arange(len(values)) / RATE_HZ, story.tr_times)
+
+
+def hrf(peak: float, rate: float = RATE_HZ) -> np.ndarray:
+    """Double-gamma haemodynamic response (Friston et al. 1998) peaking at `peak` seconds, 32 s long, unit area."""
+    from scipy.stats import gamma
+
+    t = np.arange(0, 32, 1 / rate)
+    shape = gamma.pdf(t, peak + 1) - gamma.pdf(t, peak + 11) / 6
+    return (shape / shape.sum()).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _driven() -> dict[str, list[np.ndarray]]:
+    """For each level a list over stories of (n_peaks, n_trs, n_features): features through each haemodynamic response, z-scored over all."""
+    out = {}
+    for level in LEVELS:
+        stories = []
+        for name in _stories():
+            values = _planted(name)[level]
+            rows = scan_trs(embedded_story(name).duration) - 20
+            at = (tr_centres(rows) * RATE_HZ).astype(int)
+            seen = [signal.fftconvolve(values, hrf(p)[:, None], axes=0)[: len(values)][at] for p in HRF_PEAKS_S]
+            stories.append(np.stack(seen).astype(np.float32))
+        everything = np.concatenate(stories, axis=1)
+        mean, scale = everything.mean(1, keepdims=True), everything.std((0, 1)).mean() if level != "acoustic" else everything.std((0, 1))
+        out[level] = [(s - mean) / scale for s in stories]
+    return out
+
+
+# ------------------------------------------------------------------ what is planted in space
+@lru_cache(maxsize=1)
+def _cortex():
+    """Vertices of both hemispheres, smoothing matrix of each, distance of every vertex from every region's centre."""
+    from nilearn.datasets import load_fsaverage, load_fsaverage_data
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import dijkstra
+
+    mesh = load_fsaverage("fsaverage5")
+    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
+    vertices, smoothers, distances = [], [], []
+    for side, sign in (("left", 1), ("right", -1)):
+        keep = np.flatnonzero(thickness[side][:N_HEMI] > 1.0)  # cortex thinner than 1 mm is the medial wall
+        middle = (mesh["pial"].parts[side].coordinates + mesh["white_matter"].parts[side].coordinates) / 2
+        edges = mesh["pial"].parts[side].faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+        length = np.linalg.norm(middle[edges[:, 0]] - middle[edges[:, 1]], axis=1)
+        graph = csr_matrix((length, edges.T), shape=(len(middle),) * 2)
+        graph = graph.maximum(graph.T)
+        centres = [np.linalg.norm(middle - np.multiply(r[0], (sign, 1, 1)), axis=1).argmin() for r in REGIONS.values()]
+        distances.append(dijkstra(graph, indices=centres)[:, keep])
+        sphere = mesh["sphere"].parts[side].coordinates[keep]
+        sphere = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
+        angle = np.arccos(np.clip(sphere @ sphere.T, -1, 1))
+        kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(np.float32)  # about 10 mm full width at half maximum
+        smoothers.append(kernel / np.linalg.norm(kernel, axis=1, keepdims=True))
+        vertices.append(keep + (0 if side == "left" else 10242))
+    return np.concatenate(vertices), smoothers, np.concatenate(distances, axis=1).astype(np.float32), len(vertices[0])
+
+
+def _field(rng, n: int, passes: int = 1) -> np.ndarray:
+    """`n` random fields of unit variance over the voxels, smooth along the cortex: (n, n_voxels)."""
+    fields = []
+    for smoother in _cortex()[1]:
+        field = rng.standard_normal((n, len(smoother)), dtype=np.float32)
+        for _ in range(passes):
+            field = field @ smoother.T
+        fields.append(field)
+    both = np.concatenate(fields, axis=1)
+    return both / both.std(1, keepdims=True)
+
+
+def _seed(*words) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(str(w).encode()) for w in ("fireside", VERSION, *words)])
+
+
+def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
+    """What a listener is made of: shares of the levels, snr, peak of the response, weights of each level's features."""
+    distance, n_left = _cortex()[2], _cortex()[3]
+    own = _seed("listener", subject)
+    shares = np.zeros((len(LEVELS), distance.shape[1]))
+    strength = np.zeros(distance.shape[1])
+    for d, (_, reach, peak, levels, roi) in zip(distance, REGIONS.values()):
+        here = peak * own.uniform(0.85, 1.0) * np.exp(-0.5 * (d / reach) ** 2)
+        here[n_left:] *= 1.0 if roi.startswith("auditory") else RIGHT
+        shares += here * np.array(levels)[:, None]
+        strength = np.maximum(strength, here)
+    shares /= np.maximum(shares.sum(0), 1e-9)
+    low, high = NOISE[noise]
+    driven = strength > 0.3
+    gain = own.uniform(0.85, 1.0) * np.exp(0.15 * _field(own, 1, 3)[0])
+    level = np.clip((strength - 0.3) / 0.6, 0, 1) * gain
+    snr = np.where(driven, low + (high - low) * np.clip(level, 0, 1), 0.0)
+    parts = {"shares": shares, "snr": snr, "hrf_peak": np.clip(5.3 + 0.7 * _field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1])}
+    for name in LEVELS:
+        n_features = _driven()[name][0].shape[2]
+        common = _field(_seed("shared", name), n_features, 2)
+        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * _field(own, n_features, 2)  # topography is shared, weights differ
+        if name == "acoustic":  # tonotopy: each voxel prefers a band, and the preference drifts over cortex
+            centre = n_features * (0.5 + 0.25 * np.clip(weights[0], -1.8, 1.8))
+            weights = np.exp(-0.5 * ((np.arange(n_features)[:, None] - centre) / 5) ** 2)
+        parts[name] = weights.astype(np.float32)
+    return parts
+
+
+# ------------------------------------------------------------------ responses
+def _build_subject(root: Path, subject: str, noise: str, target: Path):
+    import h5py
+
+    parts = _topography(subject, noise)
+    stories = _stories()
+    signals = _signals(parts)
+    levels = {name: parts["shares"][i] * (parts["snr"] > 0) for i, name in enumerate(LEVELS)}
+    _save(root / MIDDLE / "truth" / f"{subject}.npz", **levels, snr=parts["snr"], hrf_peak=parts["hrf_peak"])
+    _save(root / MIDDLE / "rois" / f"{subject}.npz", **_rois())
+    _save(root / MIDDLE / "fsaverage5" / f"{subject}.npz", vertices=_cortex()[0])
+    with atomic(target) as folder:
+        folder.mkdir()
+        for name, clean in zip(stories, signals):
+            rng = _seed(noise, subject, name)
+            heard = [
+                np.sqrt(parts["snr"]) * clean + np.sqrt(1 - parts["snr"]) * _noise(rng, len(clean)) for _ in range(REPEATS.get(name, 1))
+            ]
+            heard = np.stack([_zscore(h) for h in heard]).astype(np.float32)
+            with h5py.File(folder / f"{name}.hf5", "w") as file:
+                file["data"] = _zscore(heard.mean(0)) if len(heard) > 1 else heard[0]
+                if len(heard) > 1:
+                    file["individual_repeats"] = heard
+
+
+def _save(path, **arrays):
+    with atomic(path) as part, part.open("wb") as file:
+        np.savez(file, **{k: np.asarray(v, np.float32 if np.asarray(v).dtype.kind == "f" else None) for k, v in arrays.items()})
+
+
+def _signals(parts) -> list[np.ndarray]:
+    """Noise-free responses, a list over stories of (n_trs, n_voxels) of unit variance over all stories where driven."""
+    peaks = np.array(HRF_PEAKS_S)
+    mix = np.maximum(1 - np.abs(parts["hrf_peak"] - peaks[:, None]), 0).astype(np.float32)  # between the two nearest peaks
+    lengths = [s.shape[1] for s in _driven()[LEVELS[0]]]
+    total = np.zeros((sum(lengths), mix.shape[1]), np.float32)
+    for share, level in zip(parts["shares"], LEVELS):
+        features = np.concatenate(_driven()[level], axis=1)
+        drive = sum(m * (f @ parts[level]) for m, f in zip(mix, features))
+        total += np.sqrt(share).astype(np.float32) * _zscore(drive)
+    return np.split(_zscore(total), np.cumsum(lengths)[:-1])
+
+
+def _noise(rng, n_trs: int) -> np.ndarray:
+    """Noise of unit variance, (n_trs, n_voxels): half smooth and autocorrelated (.5 a TR), a third white, the rest drift."""
+    slow = signal.lfilter([np.sqrt(1 - 0.5**2)], [1, -0.5], _field(rng, n_trs + 20), axis=0)[20:]
+    white = rng.standard_normal(slow.shape, dtype=np.float32)
+    t = np.arange(n_trs)[:, None] / n_trs
+    drift = sum(np.cos(np.pi * k * t) * _field(rng, 1, 3) for k in (1, 2))
+    return np.sqrt(0.5) * slow + np.sqrt(1 / 3) * white + np.sqrt(1 / 6) * drift
+
+
+def _zscore(x):
+    return (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+
+
+def _rois() -> dict[str, np.ndarray]:
+    """Regions as masks: within `reach` of a centre and nearest to it; unions by the field's names."""
+    _, _, distance, n_left = _cortex()
+    reach = np.array([r[1] for r in REGIONS.values()])[:, None]
+    scaled = distance / reach
+    nearest = np.where(scaled.min(0) < 1.25, scaled.argmin(0), -1)
+    names = [r[4] for r in REGIONS.values()]
+    masks = {roi: np.isin(nearest, [i for i, n in enumerate(names) if n == roi]) for roi in dict.fromkeys(names)}
+    masks["auditory"] = masks["auditory_core"] | masks["auditory_belt"]
+    late = ("temporal", "angular", "inferior_frontal", "middle_frontal")
+    masks["late_language"] = np.any([masks[m] for m in late], axis=0)
+    left = np.arange(distance.shape[1]) < n_left
+    return masks | {"left_hemisphere": left, "right_hemisphere": ~left}

@@ -1,0 +1,188 @@
+"""Low-level features of a story: what a brain could follow without understanding a word.
+
+Each feature is a function of a story that returns ``(values, times)``: values of shape (n, f) and n times in seconds;
+`feature_space` brings them to TRs.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from .timing import downsample
+
+RATE_HZ = 100  # rate of the spectral features
+N_MELS, N_POWER = 40, 64
+PHONES = [
+    "AA",
+    "AE",
+    "AH",
+    "AO",
+    "AW",
+    "AY",
+    "B",
+    "CH",
+    "D",
+    "DH",
+    "EH",
+    "ER",
+    "EY",
+    "F",
+    "G",
+    "HH",
+    "IH",
+    "IY",
+    "JH",
+    "K",
+    "L",
+    "M",
+    "N",
+    "NG",
+    "OW",
+    "OY",
+    "P",
+    "R",
+    "S",
+    "SH",
+    "T",
+    "TH",
+    "UH",
+    "UW",
+    "V",
+    "W",
+    "Y",
+    "Z",
+    "ZH",
+]
+
+# Articulatory features of the 39 ARPABET phones (International Phonetic Association 1999).
+ARTICULATION = {
+    "bilabial": "B M P", "labiodental": "F V", "dental": "DH TH", "alveolar": "D L N S T Z R", "postalveolar": "CH JH SH ZH",
+    "velar": "G K NG W", "glottal": "HH", "palatal": "Y", "stop": "B D G K P T", "nasal": "M N NG", "fricative": "DH F HH S SH TH V Z ZH",
+    "affricate": "CH JH", "approximant": "R W Y", "lateral": "L", "voiced": "B D DH G JH L M N NG R V W Y Z ZH",
+    "high": "IH IY UH UW", "mid": "EH ER EY OW AH OY", "low": "AA AE AO AW AY", "front": "AE EH EY IH IY", "central": "AH ER",
+    "back": "AA AO OW UH UW OY", "rounded": "AO OW OY UH UW W",
+}  # fmt: skip
+
+
+def mel(story):
+    """Log mel energies, 40 bands from 50 to 8,000 Hz, 25 ms windows, 100 a second (dB over the story's loudest band, floor -80)."""
+    power, times = _power(story, 512)
+    bands = np.maximum(power @ mel_filters(N_MELS, 512, story.rate).T, 1e-12)
+    return _decibels(bands), times
+
+
+def powspec(story):
+    """Power spectrum: log power in 64 bands of equal width from 0 to 8,000 Hz, 100 a second (dB, floor -80)."""
+    power, times = _power(story, 512)
+    bands = power[:, 1:].reshape(len(power), N_POWER, -1).mean(2)
+    return _decibels(np.maximum(bands, 1e-12)), times
+
+
+def _power(story, size):
+    step, width = story.rate // RATE_HZ, int(0.025 * story.rate)
+    padded = np.pad(story.audio, (width // 2, width))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, width)[: len(story.audio) : step]
+    power = np.abs(np.fft.rfft(frames * np.hanning(width).astype(np.float32), size)) ** 2
+    return power.astype(np.float32), np.arange(len(power)) / RATE_HZ
+
+
+def _decibels(x):
+    level = 10 * np.log10(x / x.max())
+    return np.maximum(level, -80).astype(np.float32)
+
+
+def mel_filters(n: int, size: int, rate: int, low: float = 50.0) -> np.ndarray:
+    """Triangular filters of shape (n, size // 2 + 1), evenly spaced in mels, 2595 log10(1 + f / 700) (O'Shaughnessy 1987)."""
+    edges = np.linspace(*(2595 * np.log10(1 + np.array([low, rate / 2]) / 700)), n + 2)
+    hertz = 700 * (10 ** (edges / 2595) - 1)
+    bins = np.fft.rfftfreq(size, 1 / rate)
+    rise = (bins - hertz[:-2, None]) / np.diff(hertz)[:-1, None]
+    fall = (hertz[2:, None] - bins) / np.diff(hertz)[1:, None]
+    return np.maximum(np.minimum(rise, fall), 0).astype(np.float32)
+
+
+def phoneme_names(story) -> list[str]:
+    """ARPABET names of a story's phonemes, upper case, stress digits removed."""
+    return [p.upper().rstrip("0123456789") for p in story.phonemes.text]
+
+
+def phonemes(story):
+    """One column for each of the 39 phones, a one at the middle of each phoneme; an unknown symbol is a row of zeros."""
+    return np.array([[float(p == q) for q in PHONES] for p in phoneme_names(story)], np.float32).reshape(-1, len(PHONES)), _middles(
+        story.phonemes
+    )
+
+
+def articulation(story):
+    """22 articulatory features at the middle of each phoneme (place, manner, voicing; height, backness, rounding)."""
+    sets = [set(v.split()) for v in ARTICULATION.values()]
+    rows = [[float(p in s) for s in sets] for p in phoneme_names(story)]
+    return np.array(rows, np.float32).reshape(-1, len(sets)), _middles(story.phonemes)
+
+
+def _ngrams(story, n, n_columns):
+    """Hashed n-grams of phonemes: the commonest n-grams of English are many, so each falls in one of `n_columns` bins."""
+    names, middles = phoneme_names(story), _middles(story.phonemes)
+    out = np.zeros((max(len(names) - n + 1, 0), n_columns), np.float32)
+    for i in range(len(out)):
+        out[i, zlib.crc32(" ".join(names[i : i + n]).encode()) % n_columns] = 1
+    return out, np.array([middles[i : i + n].mean() for i in range(len(out))])
+
+
+def diphones(story):
+    """Pairs of neighbouring phonemes, hashed to 256 columns, at the mean of their middles."""
+    return _ngrams(story, 2, 256)
+
+
+def triphones(story):
+    """Triples of neighbouring phonemes, hashed to 512 columns, at the mean of their middles."""
+    return _ngrams(story, 3, 512)
+
+
+def wordrate(story):
+    """A one at the middle of each word."""
+    return np.ones((len(story.words), 1), np.float32), _middles(story.words)
+
+
+def phonemerate(story):
+    """A one at the middle of each phoneme (silences and fillers are not phonemes)."""
+    return np.ones((len(story.phonemes), 1), np.float32), _middles(story.phonemes)
+
+
+def _middles(table) -> np.ndarray:
+    return (table.start.to_numpy(float) + table.end.to_numpy(float)) / 2
+
+
+FEATURES = {
+    f.__name__: f for f in (wordrate, phonemerate, powspec, mel, phonemes, articulation, diphones, triphones)
+}  # fmt: skip
+
+
+def feature_space(story, name: str, causal: bool = False) -> np.ndarray:
+    """A low-level feature of one story, at its TRs.
+
+    Parameters
+    ----------
+    story : brainlib.datasets.Story
+        Needs `tr_times`, and `audio` and `rate` or `words` or `phonemes`.
+    name : str
+        A key of `FEATURES`.
+    causal : bool
+        Use no sample from after a TR's centre (see `timing.lanczos_matrix`).
+
+    Returns
+    -------
+    x : array of shape (n_trs, n_features), float32
+        Lanczos-resampled, not scaled; z-score it before a regression.
+
+    Raises
+    ------
+    KeyError
+        If there is no such feature.
+    """
+    if name not in FEATURES:
+        raise KeyError(f"no feature {name!r}; found {sorted(FEATURES)}")
+    values, times = FEATURES[name](story)
+    return downsample(values.astype(np.float64), times, story.tr_times, causal=causal).astype(np.float32)

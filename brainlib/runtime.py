@@ -1,0 +1,109 @@
+"""Where and how things run: seeds, device, cache folder, time and memory, Colab."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+def seed_everything(seed: int = 0) -> None:
+    """Seed Python, numpy and (if it is loaded or installed) torch, and ask torch for repeatable kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def pick_device(prefer: str | None = None) -> str:
+    """Name of the device to compute on: `prefer` if it is there, else "cuda", "mps" or "cpu".
+
+    Raises
+    ------
+    ValueError
+        If `prefer` names a device that this machine lacks.
+    """
+    import torch
+
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if prefer not in (None, "auto") and prefer.split(":")[0] not in there:
+        raise ValueError(f"device {prefer!r} is not on this machine; found {there}: choose one or leave it out")
+    return there[0] if prefer in (None, "auto") else prefer
+
+
+def cache_dir(*parts: str) -> Path:
+    """Folder for what can be made again, created if missing: ``$BRAINLIB_CACHE`` or ``~/.cache/brainlib``, then `parts`."""
+    root = Path(os.environ.get("BRAINLIB_CACHE") or Path.home() / ".cache" / "brainlib")
+    path = root.expanduser().joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path):
+    """Yield a temporary file or folder name beside `path`; rename it to `path` if the block ends well, else remove it.
+
+    A reader never sees half a file: either the old state, or the whole new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield holder / path.name
+        new = holder / path.name
+        if path.is_dir() and new.is_dir():  # a folder cannot replace a full one in a single step: move the old aside
+            path.rename(holder / "old")
+        new.replace(path)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+@dataclass
+class Track:
+    """What `track` measured: wall time in seconds, peak resident memory of the process so far in MB."""
+
+    label: str = ""
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+    def __str__(self):
+        return f"{self.label}: {self.seconds:.1f} s, peak memory {self.peak_mb:.0f} MB"
+
+
+@contextlib.contextmanager
+def track(label: str = "step", quiet: bool = False):
+    """Measure a block and print one line about it; yields the `Track` that is filled in at the end."""
+    note, start = Track(label), time.perf_counter()
+    try:
+        yield note
+    finally:
+        note.seconds = time.perf_counter() - start
+        note.peak_mb = peak_memory_mb()
+        if not quiet:
+            print(note)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB (10**6 bytes); NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def on_colab() -> bool:
+    """True on a hosted Colab machine, False elsewhere and in Colab's plain Docker image."""
+    return "COLAB_RELEASE_TAG" in os.environ and Path("/var/colab/hostname").exists()

@@ -1,0 +1,117 @@
+"""Voxels to fsaverage5, and pictures of the cortex that say by themselves when they show simulated data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
+
+
+@lru_cache(maxsize=1)
+def _meshes():
+    from nilearn.datasets import load_fsaverage, load_fsaverage_data
+
+    mesh = load_fsaverage("fsaverage5")
+    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
+    return mesh, load_fsaverage_data(mesh="fsaverage5", data_type="sulcal"), {h: thickness[h] < 1.0 for h in thickness}
+
+
+def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
+    """Values of a subject's voxels as values of all fsaverage5 vertices.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Must know its voxels' vertices.
+    subject : str
+    values : array of shape (n_voxels,)
+        Numbers or booleans; NaN stays NaN.
+
+    Returns
+    -------
+    filled : array of shape (20484,)
+        Left hemisphere first. A vertex without a voxel takes the value of the nearest that has one (on the sphere);
+        the medial wall (cortex thinner than 1 mm) is NaN.
+    """
+    from scipy.spatial import cKDTree
+
+    vertices, values = ds.vertices(subject), np.asarray(values, float)
+    if values.shape != vertices.shape:
+        raise ValueError(f"{values.shape} values but {vertices.shape} voxels of {subject}: one value a voxel")
+    mesh, _, wall = _meshes()
+    filled = np.full(2 * N_VERTICES, np.nan)
+    for side, first in (("left", 0), ("right", N_VERTICES)):
+        here = (vertices >= first) & (vertices < first + N_VERTICES)
+        if not here.any():
+            continue
+        sphere = mesh["sphere"].parts[side].coordinates
+        _, nearest = cKDTree(sphere[vertices[here] - first]).query(sphere)
+        filled[first : first + N_VERTICES] = np.where(wall[side], np.nan, values[here][nearest])
+    return filled
+
+
+def label(ds, text: str = "") -> str:
+    """A figure's title, with the data set and, if it is, the word *simulated*."""
+    source = f"{ds.name}, simulated" if ds.simulated else ds.name
+    return f"{text} ({source})" if text else source
+
+
+def _image(values):
+    from nilearn.surface import SurfaceImage
+
+    mesh = _meshes()[0]["inflated"]
+    return SurfaceImage(mesh, {"left": values[:N_VERTICES], "right": values[N_VERTICES:]})
+
+
+def plot_cortex(ds, subject: str, values, title: str = "", unit: str = "", cmap: str = "viridis", vmin=None, vmax=None, axes=None):
+    """Four views of the inflated cortex: left and right, lateral and medial.
+
+    Parameters
+    ----------
+    values : array of shape (n_voxels,) or (20484,)
+        NaN shows the bare cortex.
+    unit : str
+        Label of the colour bar.
+    axes : array of four 3-D axes, optional
+
+    Returns
+    -------
+    axes : array of four axes
+        Their figure is ``axes[0].figure``.
+    """
+    import matplotlib.pyplot as plt
+    from nilearn.plotting import plot_surf_stat_map
+
+    values = np.asarray(values, float)
+    if values.shape != (2 * N_VERTICES,):
+        values = to_fsaverage5(ds, subject, values)
+    if vmin is None:
+        vmin = min(0.0, float(np.nanmin(values))) if np.isfinite(values).any() else 0.0
+    if vmax is None:
+        vmax = max(float(np.nanmax(values)), vmin + 1e-6) if np.isfinite(values).any() else 1.0
+    if axes is None:
+        _, axes = plt.subplots(1, 4, figsize=(12, 3), subplot_kw={"projection": "3d"}, gridspec_kw={"wspace": -0.1})
+    image, sulci = _image(values), _meshes()[1]
+    for ax, (side, view) in zip(axes, (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))):
+        plot_surf_stat_map(image, hemi=side, view=view, bg_map=sulci, bg_on_data=False, cmap=cmap, vmin=vmin, vmax=vmax,
+                           colorbar=False, axes=ax, figure=ax.figure, engine="matplotlib")  # fmt: skip
+        ax.set_title(f"{side}, {view}", fontsize=9, y=0.92)
+    scale = plt.cm.ScalarMappable(plt.Normalize(vmin, vmax), cmap)
+    ax.figure.colorbar(scale, ax=list(axes), shrink=0.7, pad=0.02, label=unit)
+    ax.figure.suptitle(label(ds, title or subject), fontsize=11)
+    return axes
+
+
+def view_cortex(ds, subject: str, values, title: str = "", cmap: str = "viridis", vmin=None, vmax=None):
+    """The cortex to turn around in a browser (both hemispheres, self-contained HTML): nilearn's view object."""
+    from nilearn.plotting import view_surf
+
+    values = np.asarray(values, float)
+    if values.shape != (2 * N_VERTICES,):
+        values = to_fsaverage5(ds, subject, values)
+    return view_surf(
+        surf_mesh=_meshes()[0]["inflated"], surf_map=_image(values), bg_map=_meshes()[1], hemi="both", cmap=cmap,
+        symmetric_cmap=False, vmin=vmin, vmax=vmax, title=label(ds, title or subject), title_fontsize=14,
+    )  # fmt: skip

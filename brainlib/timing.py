@@ -1,0 +1,127 @@
+"""Time: TR centres, Lanczos resampling to TRs, and delays. Everything is per story; nothing crosses a story's border."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+TR_S = 2.0  # LeBel et al. 2023, BIDS sidecars of ds003020
+LEAD_IN_S = 10.0  # silence before sound onset, ibid.
+CUT_TRS = 10  # volumes that the released responses lack at each end, ibid.
+
+
+def scan_trs(duration: float) -> int:
+    """Number of volumes of the scan that plays `duration` seconds of sound: 10 s before, at least 8 s after."""
+    return int((duration + 20) // TR_S)
+
+
+def tr_centres(n_rows: int) -> np.ndarray:
+    """Centres of the kept TRs in seconds after sound onset: 11, 13, 15, ...
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of the response file, which is the scan without its first and last ten volumes.
+
+    Returns
+    -------
+    times : array of shape (n_rows,)
+        The scan starts 10 s before the sound, so volume k is centred at 2k - 9 s; row 0 is volume 10
+        (LeBel et al. 2023; the features' cut [10:-5] of the grid 2k - 9 in the authors' code gives the same rows).
+    """
+    return TR_S * (np.arange(n_rows) + CUT_TRS) + TR_S / 2 - LEAD_IN_S
+
+
+def lanczos_matrix(times, tr_times, lobes: int = 3, causal: bool = False) -> sparse.csr_matrix:
+    """Weights that resample a signal at `times` to `tr_times` with a Lanczos kernel.
+
+    Parameters
+    ----------
+    times : array of shape (n,)
+        Times of the samples, seconds.
+    tr_times : array of shape (t,)
+        Times wanted, seconds, evenly spaced.
+    lobes : int
+        Half-width of the kernel in TRs; with 3 lobes and a TR of 2 s it reaches 6 s back *and 6 s ahead*.
+    causal : bool
+        Use only samples at or before each TR time, at twice their weight.
+
+    Returns
+    -------
+    weights : sparse matrix of shape (t, n)
+        Not normalised, as in the field's code: a constant at 10 Hz comes out near 20 (samples a TR), a word becomes
+        words a TR (Huth et al. 2016; Lanczos window after Duchon 1979).
+    """
+    times, tr_times = np.asarray(times, float), np.asarray(tr_times, float)
+    if times.ndim != 1 or tr_times.ndim != 1 or len(tr_times) < 2:
+        raise ValueError(f"expected two lists of times, at least two TRs; found shapes {times.shape} and {tr_times.shape}")
+    cutoff = 1 / np.mean(np.diff(tr_times))
+    order = np.argsort(times, kind="stable")
+    reach = lobes / cutoff + 1e-9
+    first = np.searchsorted(times[order], tr_times - reach)
+    last = np.searchsorted(times[order], tr_times if causal else tr_times + reach, side="right")
+    counts = np.maximum(last - first, 0)
+    rows = np.repeat(np.arange(len(tr_times)), counts)
+    columns = order[np.concatenate([np.arange(a, b) for a, b in zip(first, last)] or [[]]).astype(int)]
+    x = (tr_times[rows] - times[columns]) * cutoff
+    weights = np.where(np.abs(x) > lobes, 0.0, np.sinc(x) * np.sinc(x / lobes)) * (2 if causal else 1)
+    return sparse.csr_matrix((weights, (rows, columns)), shape=(len(tr_times), len(times)))
+
+
+def downsample(x, times, tr_times, lobes: int = 3, causal: bool = False):
+    """Resample features to TR times with a Lanczos kernel (see `lanczos_matrix`).
+
+    Parameters
+    ----------
+    x : array or torch tensor of shape (n, f)
+        One row a sample; any times, words too.
+    times : array of shape (n,)
+        Seconds after sound onset.
+    tr_times : array of shape (t,)
+        Seconds after sound onset.
+
+    Returns
+    -------
+    y : array or tensor of shape (t, f)
+        Of the kind and dtype of `x`; gradients flow through a tensor.
+
+    Raises
+    ------
+    ValueError
+        If `x` and `times` differ in length.
+    """
+    if len(x) != len(times):
+        raise ValueError(f"{len(x)} feature rows but {len(times)} times: each row needs its time")
+    weights = lanczos_matrix(times, tr_times, lobes, causal)
+    if isinstance(x, np.ndarray):
+        return np.asarray(weights @ x).astype(np.result_type(x.dtype, np.float32), copy=False)
+    import torch
+
+    coo = weights.tocoo()
+    place = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+    matrix = torch.sparse_coo_tensor(place, torch.from_numpy(coo.data), coo.shape, dtype=x.dtype, device=x.device, check_invariants=False)
+    return torch.sparse.mm(matrix, x)
+
+
+def fir(x, delays=(1, 2, 3, 4)):
+    """Copies of one story's features, each shifted down by a delay (finite impulse response model).
+
+    Parameters
+    ----------
+    x : array or torch tensor of shape (t, f)
+        Features of **one** story, one row a TR.
+    delays : sequence of int
+        In TRs; 1 to 4 covers 2 to 8 s, where the haemodynamic response lives. Negative delays look ahead.
+
+    Returns
+    -------
+    y : array or tensor of shape (t, f * len(delays))
+        Block d holds the features delayed by ``delays[d]``, zeros where the story has no earlier row.
+    """
+    t, f = x.shape
+    out = x.new_zeros((t, f * len(delays))) if hasattr(x, "new_zeros") else np.zeros((t, f * len(delays)), x.dtype)
+    for i, d in enumerate(delays):
+        block = slice(i * f, (i + 1) * f)
+        if abs(d) < t:
+            out[max(d, 0) : t + min(d, 0), block] = x[max(-d, 0) : t - max(d, 0)]
+    return out

