@@ -36,19 +36,19 @@ HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al
 # A Andrews-Hanna et al. 2010 (default network), P Power et al. 2011. Which level drives which region is *chosen here*,
 # after the order of levels found by de Heer et al. 2017 and Lerner et al. 2011.
 REGIONS = {
-    "A1 (G)": ((-44, -25, 11), 9, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
-    "belt, around A1 (G)": ((-54, -22, 8), 10, 0.9, (0.6, 0.4, 0.0, 0.0), "auditory_belt"),
-    "T1a (V)": ((-56, -13, -5), 12, 0.9, (0.1, 0.9, 0.0, 0.0), "superior_temporal"),
-    "T1p (V)": ((-55, -48, 15), 12, 0.9, (0.0, 0.7, 0.3, 0.0), "superior_temporal"),
-    "T2ml (V)": ((-59, -37, 1), 12, 0.9, (0.0, 0.2, 0.8, 0.0), "temporal"),
-    "LTC (A)": ((-60, -24, -18), 13, 0.8, (0.0, 0.0, 0.9, 0.1), "temporal"),
-    "Pole (V)": ((-41, 3, -24), 12, 0.7, (0.0, 0.0, 0.8, 0.2), "temporal"),
-    "PGi (G)": ((-45, -60, 22), 14, 0.9, (0.0, 0.0, 0.4, 0.6), "angular"),
-    "45 (G)": ((-49, 28, 1), 13, 0.8, (0.0, 0.0, 0.8, 0.2), "inferior_frontal"),
-    "F3opd (V)": ((-44, 21, 24), 12, 0.7, (0.0, 0.3, 0.7, 0.0), "inferior_frontal"),
-    "F2p (V)": ((-37, 10, 48), 13, 0.8, (0.0, 0.0, 0.3, 0.7), "middle_frontal"),
-    "PCC (A)": ((-8, -56, 26), 16, 0.9, (0.0, 0.0, 0.0, 1.0), "precuneus"),
-    "calcarine (P)": ((-8, -81, 7), 22, 0.0, (0.0, 0.0, 0.0, 0.0), "visual"),
+    "A1 (G)": ((-44, -25, 11), 14, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
+    "belt, around A1 (G)": ((-54, -22, 8), 15, 0.9, (0.6, 0.4, 0.0, 0.0), "auditory_belt"),
+    "T1a (V)": ((-56, -13, -5), 17, 0.9, (0.1, 0.9, 0.0, 0.0), "superior_temporal"),
+    "T1p (V)": ((-55, -48, 15), 16, 0.9, (0.0, 0.7, 0.3, 0.0), "superior_temporal"),
+    "T2ml (V)": ((-59, -37, 1), 17, 0.9, (0.0, 0.2, 0.8, 0.0), "temporal"),
+    "LTC (A)": ((-60, -24, -18), 18, 0.8, (0.0, 0.0, 0.9, 0.1), "temporal"),
+    "Pole (V)": ((-41, 3, -24), 18, 0.7, (0.0, 0.0, 0.8, 0.2), "temporal"),
+    "PGi (G)": ((-45, -60, 22), 20, 0.9, (0.0, 0.0, 0.4, 0.6), "angular"),
+    "45 (G)": ((-49, 28, 1), 18, 0.8, (0.0, 0.0, 0.8, 0.2), "inferior_frontal"),
+    "F3opd (V)": ((-44, 21, 24), 17, 0.7, (0.0, 0.3, 0.7, 0.0), "inferior_frontal"),
+    "F2p (V)": ((-37, 10, 48), 20, 0.8, (0.0, 0.0, 0.3, 0.7), "middle_frontal"),
+    "PCC (A)": ((-8, -56, 26), 24, 0.9, (0.0, 0.0, 0.0, 1.0), "precuneus"),
+    "calcarine (P)": ((-8, -81, 7), 26, 0.0, (0.0, 0.0, 0.0, 0.0), "visual"),
 }
 RIGHT = 0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
 

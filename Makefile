@@ -1,0 +1,42 @@
+# make book   every notebook with papermill on the embedded data, then the site in _build/html
+# make test   the tests (fast, offline, no GPU)
+# make lint   ruff on code and notebooks
+# make clean  all that can be made again
+PYTHON ?= python3
+PARAMS ?= notebooks/params/quick.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+export OMP_NUM_THREADS ?= 2
+export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
+
+.PHONY: book test lint clean notebooks site
+.DELETE_ON_ERROR:
+
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[book,test,dev]"
+	touch $@
+
+notebooks: $(VENV)/ready
+	$(BIN)/python tools/run_notebooks.py --params $(PARAMS)
+
+site: $(VENV)/ready
+	$(BIN)/python tools/build_book.py
+	$(BIN)/python -m pytest tests/test_site.py -m site
+
+book: notebooks
+	$(MAKE) site
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not site" tests brainlib
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
