@@ -85,7 +85,12 @@ class Story:
 
     @property
     def duration(self) -> float:
-        return len(self.audio) / self.rate
+        if "audio" in self.__dict__:
+            return len(self.audio) / self.rate
+        import soundfile
+
+        _check_file(self.audio_path, "a story's sound", 100)
+        return soundfile.info(self.audio_path).duration
 
     @property
     def words(self) -> pd.DataFrame:

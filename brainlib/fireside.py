@@ -36,11 +36,11 @@ HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al
 # A Andrews-Hanna et al. 2010 (default network), P Power et al. 2011. Which level drives which region is *chosen here*,
 # after the order of levels found by de Heer et al. 2017 and Lerner et al. 2011.
 REGIONS = {
-    "A1 (G)": ((-44, -25, 11), 14, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
-    "belt, around A1 (G)": ((-54, -22, 8), 15, 0.9, (0.6, 0.4, 0.0, 0.0), "auditory_belt"),
-    "T1a (V)": ((-56, -13, -5), 17, 0.9, (0.1, 0.9, 0.0, 0.0), "superior_temporal"),
-    "T1p (V)": ((-55, -48, 15), 16, 0.9, (0.0, 0.7, 0.3, 0.0), "superior_temporal"),
-    "T2ml (V)": ((-59, -37, 1), 17, 0.9, (0.0, 0.2, 0.8, 0.0), "temporal"),
+    "A1 (G)": ((-44, -25, 11), 15, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
+    "belt, around A1 (G)": ((-54, -22, 8), 15, 0.9, (0.7, 0.3, 0.0, 0.0), "auditory_belt"),
+    "T1a (V)": ((-56, -13, -5), 18, 0.9, (0.0, 1.0, 0.0, 0.0), "superior_temporal"),
+    "T1p (V)": ((-55, -48, 15), 18, 0.9, (0.0, 0.9, 0.1, 0.0), "superior_temporal"),
+    "T2ml (V)": ((-59, -37, 1), 17, 0.9, (0.0, 0.0, 1.0, 0.0), "temporal"),
     "LTC (A)": ((-60, -24, -18), 18, 0.8, (0.0, 0.0, 0.9, 0.1), "temporal"),
     "Pole (V)": ((-41, 3, -24), 18, 0.7, (0.0, 0.0, 0.8, 0.2), "temporal"),
     "PGi (G)": ((-45, -60, 22), 20, 0.9, (0.0, 0.0, 0.4, 0.6), "angular"),
@@ -286,13 +286,13 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
     for d, (_, reach, peak, levels, roi) in zip(distance, REGIONS.values()):
         here = peak * own.uniform(0.85, 1.0) * np.exp(-0.5 * (d / reach) ** 2)
         here[n_left:] *= 1.0 if roi.startswith("auditory") else RIGHT
-        shares += here * np.array(levels)[:, None]
+        shares += here**3 * np.array(levels)[:, None]  # the nearest region decides, its neighbours blend in
         strength = np.maximum(strength, here)
     shares /= np.maximum(shares.sum(0), 1e-9)
     low, high = NOISE[noise]
-    driven = strength > 0.3
+    driven = strength > 0.2
     gain = own.uniform(0.85, 1.0) * np.exp(0.15 * _field(own, 1, 3)[0])
-    level = np.clip((strength - 0.3) / 0.6, 0, 1) * gain
+    level = np.clip((strength - 0.2) / 0.7, 0, 1) * gain
     snr = np.where(driven, low + (high - low) * np.clip(level, 0, 1), 0.0)
     parts = {"shares": shares, "snr": snr, "hrf_peak": np.clip(5.3 + 0.7 * _field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1])}
     for name in LEVELS:

@@ -192,7 +192,7 @@ def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int
     taught = torch.from_numpy(np.stack([c["states"] for c in clips]))  # (n_clips, 3, 1500, 384)
     mean, scale = taught.float().mean((0, 2), keepdim=True)[0], taught.float().std((0, 2), keepdim=True)[0]
     held = torch.arange(len(clips)) % 25 == 0
-    keep, held = torch.flatnonzero(~held), torch.flatnonzero(held)
+    keep, held = torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
     model = student()
     heads = torch.nn.ModuleList([torch.nn.Linear(model.config.hidden_size, taught.shape[-1]) for _ in TEACHER_LAYERS])
     parameters = [*model.parameters(), *heads.parameters()]
