@@ -53,7 +53,7 @@ REGIONS = {
 RIGHT = 0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
 
 # share of one hearing's variance that is signal: (weakest, strongest driven voxel)
-NOISE = {"clean": (0.10, 0.50), "scanner": (0.004, 0.06), "null": (0.0, 0.0)}
+NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
 
 
 def open_dataset(root: str | Path | None = None, noise: str = "clean") -> Dataset:
@@ -290,9 +290,9 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
         strength = np.maximum(strength, here)
     shares /= np.maximum(shares.sum(0), 1e-9)
     low, high = NOISE[noise]
-    driven = strength > 0.2
+    driven = strength > 0.08
     gain = own.uniform(0.85, 1.0) * np.exp(0.15 * _field(own, 1, 3)[0])
-    level = np.clip((strength - 0.2) / 0.7, 0, 1) * gain
+    level = np.clip((strength - 0.08) / 0.8, 0, 1) * gain
     snr = np.where(driven, low + (high - low) * np.clip(level, 0, 1), 0.0)
     parts = {"shares": shares, "snr": snr, "hrf_peak": np.clip(5.3 + 0.7 * _field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1])}
     for name in LEVELS:
@@ -350,12 +350,12 @@ def _signals(parts) -> list[np.ndarray]:
 
 
 def _noise(rng, n_trs: int) -> np.ndarray:
-    """Noise of unit variance, (n_trs, n_voxels): half smooth and autocorrelated (.5 a TR), a third white, the rest drift."""
+    """Noise of unit variance, (n_trs, n_voxels): half smooth and autocorrelated (.5 a TR), 42 % white, 8 % slow drift."""
     slow = signal.lfilter([np.sqrt(1 - 0.5**2)], [1, -0.5], _field(rng, n_trs + 20), axis=0)[20:]
     white = rng.standard_normal(slow.shape, dtype=np.float32)
     t = np.arange(n_trs)[:, None] / n_trs
     drift = sum(np.cos(np.pi * k * t) * _field(rng, 1, 3) for k in (1, 2))
-    return np.sqrt(0.5) * slow + np.sqrt(1 / 3) * white + np.sqrt(1 / 6) * drift
+    return np.sqrt(0.5) * slow + np.sqrt(0.42) * white + np.sqrt(0.08) * drift
 
 
 def _zscore(x):

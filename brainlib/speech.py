@@ -6,6 +6,7 @@ import json
 import zlib
 from collections import defaultdict
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class SpeechEncoder:
     """
 
     def __init__(self, model, name: str, normalize: bool, device: str):
+        fuse_attention(model)
         self.model, self.name, self.normalize, self.device = model.to(device).eval(), name, normalize, device
         config = model.config
         self.layers, self.width = config.num_hidden_layers + 1, config.hidden_size
@@ -162,6 +164,43 @@ class SpeechEncoder:
     def __repr__(self):
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         return f"SpeechEncoder({self.name!r}, {size:.1f} M parameters, layers 0 to {self.layers - 1}, width {self.width}, {self.frame_rate:g} Hz)"
+
+
+def fuse_attention(model) -> int:
+    """Give every WavLM attention of `model` a forward that calls its projections as modules, and the fused kernel.
+
+    transformers' own reads ``q_proj.weight`` past the module, so an adapter around the projection is never called and
+    gets no gradient; and it keeps the attention weights, which costs time and memory. Outputs stay the same (tested to
+    1e-5 in float32). Returns how many attentions were changed; other families have none.
+    """
+    changed = 0
+    for module in model.modules():
+        if hasattr(module, "gru_rel_pos_linear") and hasattr(module, "torch_multi_head_self_attention"):
+            module.forward = MethodType(_fused_forward, module)
+            changed += 1
+    return changed
+
+
+def _fused_forward(self, hidden_states, attention_mask=None, position_bias=None, index=0, **_):
+    """WavLM's self-attention with gated relative position bias (Chen et al. 2022, eq. 2 to 6)."""
+    import torch
+
+    n, t, _ = hidden_states.shape
+
+    def heads(x):
+        return x.view(n, t, self.num_heads, -1).transpose(1, 2)  # (n, heads, t, width / heads)
+
+    if position_bias is None:  # the first block makes it, the others get it handed on
+        position_bias = self.compute_bias(t, t)[None]  # (1, heads, t, t)
+    gates = self.gru_rel_pos_linear(heads(hidden_states)).view(n, self.num_heads, t, 2, 4).sum(-1)
+    update, reset = torch.sigmoid(gates).chunk(2, dim=-1)  # each (n, heads, t, 1)
+    bias = (update * (reset * self.gru_rel_pos_const - 1.0) + 2.0) * position_bias
+    if attention_mask is not None:  # (n, t), 1 where there is sound
+        bias = bias.masked_fill(attention_mask[:, None, None].ne(1), float("-inf"))
+    query, key, value = (heads(project(hidden_states)) for project in (self.q_proj, self.k_proj, self.v_proj))
+    dropout = self.dropout if self.training else 0.0
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout)
+    return self.out_proj(mixed.transpose(1, 2).reshape(n, t, -1)), None, position_bias
 
 
 def _hub_normalize(source) -> bool:
