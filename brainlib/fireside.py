@@ -25,7 +25,7 @@ ASSETS = Path(__file__).parent / "assets" / "fireside"
 SUBJECTS = tuple(f"SIM{i:02d}" for i in range(1, 9))
 REPEATS = {"lastferry": 10, "elevenbridges": 5, "secondopinion": 5}  # the test story and the two validation stories
 LEVELS = ("acoustic", "phonetic", "meaning", "context")
-VERSION = 1  # of the simulation: raise it when what is simulated changes
+VERSION = 2  # of the simulation: raise it when what is simulated changes
 RATE_HZ = 10  # of the planted features, before the haemodynamic response
 N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
 CONTEXT_S = 6.0  # time over which context integrates word meaning
@@ -289,6 +289,7 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
         shares += here**3 * np.array(levels)[:, None]  # the nearest region decides, its neighbours blend in
         strength = np.maximum(strength, here)
     shares /= np.maximum(shares.sum(0), 1e-9)
+    strength[np.isin(_nearest_region(), [i for i, r in enumerate(REGIONS.values()) if r[2] == 0])] = 0.0  # the null region
     low, high = NOISE[noise]
     driven = strength > 0.08
     gain = own.uniform(0.85, 1.0) * np.exp(0.15 * _field(own, 1, 3)[0])
@@ -362,16 +363,19 @@ def _zscore(x):
     return (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
 
 
+def _nearest_region() -> np.ndarray:
+    """Index of each voxel's nearest region in units of its reach, -1 where none is near."""
+    scaled = _cortex()[2] / np.array([r[1] for r in REGIONS.values()])[:, None]
+    return np.where(scaled.min(0) < 1.25, scaled.argmin(0), -1)
+
+
 def _rois() -> dict[str, np.ndarray]:
     """Regions as masks: within `reach` of a centre and nearest to it; unions by the field's names."""
-    _, _, distance, n_left = _cortex()
-    reach = np.array([r[1] for r in REGIONS.values()])[:, None]
-    scaled = distance / reach
-    nearest = np.where(scaled.min(0) < 1.25, scaled.argmin(0), -1)
+    nearest, n_left = _nearest_region(), _cortex()[3]
     names = [r[4] for r in REGIONS.values()]
     masks = {roi: np.isin(nearest, [i for i, n in enumerate(names) if n == roi]) for roi in dict.fromkeys(names)}
     masks["auditory"] = masks["auditory_core"] | masks["auditory_belt"]
     late = ("temporal", "angular", "inferior_frontal", "middle_frontal")
     masks["late_language"] = np.any([masks[m] for m in late], axis=0)
-    left = np.arange(distance.shape[1]) < n_left
+    left = np.arange(len(nearest)) < n_left
     return masks | {"left_hemisphere": left, "right_hemisphere": ~left}

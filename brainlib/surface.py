@@ -12,10 +12,12 @@ N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
 @lru_cache(maxsize=1)
 def _meshes():
     from nilearn.datasets import load_fsaverage, load_fsaverage_data
+    from nilearn.surface import SurfaceImage
 
     mesh = load_fsaverage("fsaverage5")
-    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
-    return mesh, load_fsaverage_data(mesh="fsaverage5", data_type="sulcal"), {h: thickness[h] < 1.0 for h in thickness}
+    parts = {k: load_fsaverage_data(mesh="fsaverage5", data_type=k).data.parts for k in ("thickness", "sulcal")}
+    sulci = SurfaceImage(mesh["inflated"], parts["sulcal"])
+    return mesh, sulci, {side: values < 1.0 for side, values in parts["thickness"].items()}
 
 
 def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
@@ -95,7 +97,7 @@ def plot_cortex(ds, subject: str, values, title: str = "", unit: str = "", cmap:
         _, axes = plt.subplots(1, 4, figsize=(12, 3), subplot_kw={"projection": "3d"}, gridspec_kw={"wspace": -0.1})
     image, sulci = _image(values), _meshes()[1]
     for ax, (side, view) in zip(axes, (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))):
-        plot_surf_stat_map(image, hemi=side, view=view, bg_map=sulci, bg_on_data=False, cmap=cmap, vmin=vmin, vmax=vmax,
+        plot_surf_stat_map(stat_map=image, hemi=side, view=view, bg_map=sulci, bg_on_data=False, cmap=cmap, vmin=vmin, vmax=vmax,
                            colorbar=False, axes=ax, figure=ax.figure, engine="matplotlib")  # fmt: skip
         ax.set_title(f"{side}, {view}", fontsize=9, y=0.92)
     scale = plt.cm.ScalarMappable(plt.Normalize(vmin, vmax), cmap)

@@ -1,0 +1,174 @@
+"""Build the site from executed notebooks, and refuse a site that only looks built.
+
+    python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
+    python tools/build_book.py --sync    # write the public address of _config.yml into every file that holds it
+
+Staged: `_config.yml`, `_toc.yml`, `book/`, and the executed notebooks under the same relative paths, so that Colab links
+point at the clean notebooks in git. Then jupyter-book with warnings as errors, then assertions on the HTML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+from run_notebooks import NotebookError, check_outputs
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGE, SITE = ROOT / "_build" / "stage", ROOT / "_build" / "html"
+HOLDERS = ("README.md", "CITATION.cff", "pyproject.toml", "CONTRIBUTING.md", "notebooks/*.ipynb", "book/*.md")
+
+
+class BookError(Exception):
+    """A site that must not be published; the message is one line."""
+
+
+def config(folder: Path = ROOT) -> dict:
+    return yaml.safe_load((folder / "_config.yml").read_text())
+
+
+def pages(folder: Path = ROOT) -> list[str]:
+    """Every entry of the table of contents, in order."""
+    toc = yaml.safe_load((folder / "_toc.yml").read_text())
+    return [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+
+
+# ------------------------------------------------------------------ staging
+def stage(stage_dir: Path):
+    """Copy the prose, check the executed notebooks, hide injected parameters, say on each page what made it."""
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, stage_dir / name)
+    shutil.rmtree(stage_dir / "book", ignore_errors=True)
+    shutil.copytree(ROOT / "book", stage_dir / "book")
+    runs = json.loads((stage_dir / "runs.json").read_text()) if (stage_dir / "runs.json").exists() else {}
+    for page in pages():
+        if not page.startswith("notebooks/"):
+            continue
+        path = stage_dir / f"{page}.ipynb"
+        if not path.exists() or path.stem not in runs:
+            raise BookError(f"{page}: not executed; run tools/run_notebooks.py first")
+        if path.stat().st_mtime < (ROOT / f"{page}.ipynb").stat().st_mtime:
+            raise BookError(f"{page}: changed since it was executed; run tools/run_notebooks.py again")
+        check_outputs(path)
+        notebook = nbformat.read(path, 4)
+        prepare(notebook, runs[path.stem])
+        nbformat.write(notebook, path)
+    (stage_dir / "book" / "status.md").write_text((ROOT / "book" / "status.md").read_text() + status_table(runs))
+
+
+def prepare(notebook, run: dict):
+    """Edit an executed notebook for the site (twice does no harm)."""
+    for cell in notebook.cells:
+        tags = cell.metadata.setdefault("tags", [])
+        if "injected-parameters" in tags and "remove-cell" not in tags:
+            tags.append("remove-cell")
+        if cell.cell_type == "markdown":
+            lines = [x for x in cell.source.splitlines() if not x.startswith(("[![Open In Colab]", "*Made by"))]
+            cell.source = "\n".join(lines)
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items())
+    note = f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
+    notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
+
+
+def status_table(runs: dict) -> str:
+    rows = [f"| {name} | {run['seconds']:.0f} | {run['peak_mb'] / 1000:.2f} |" for name, run in sorted(runs.items())]
+    return "\n".join(["", "| notebook | seconds | peak memory (GB) |", "|---|---|---|", *rows, ""])
+
+
+# ------------------------------------------------------------------ assertions on the site
+def check_site(site: Path, folder: Path = ROOT):
+    """Every page is there with its title; notebooks have outputs, alt texts and one Colab link to a file in git."""
+    settings = config(folder)["repository"]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for page in pages(folder):
+        path = site / f"{page}.html"
+        if not path.exists():
+            raise BookError(f"{page}: no page {path}")
+        text = path.read_text(encoding="utf-8")
+        if not re.search(r"<h1>\s*\S", text):
+            raise BookError(f"{page}: no title")
+        body = text[text.index("<main") : text.index("</main>")] if "<main" in text else text
+        for image in re.findall(r"<img\b[^>]*>", body):
+            alt = html.unescape((re.search(r'alt="([^"]*)"', image) or [None, ""])[1])
+            if len(alt.split()) < 4 and "logo" not in image:
+                raise BookError(f"{page}: an image without alt text of at least four words: {image[:120]}")
+        if 'class="output traceback' in body or "Traceback (most recent call last)" in body:
+            raise BookError(f"{page}: holds an error")
+        if not page.startswith("notebooks/"):
+            continue
+        if 'class="cell_output' not in body:
+            raise BookError(f"{page}: no outputs")
+        if "injected-parameters" in body:
+            raise BookError(f"{page}: shows the injected parameters")
+        links = set(re.findall(r'href="(https://colab\.research\.google\.com/[^"]+)"', text))
+        wanted = f"https://colab.research.google.com/github/{address(settings)}/blob/{settings['branch']}/{page}.ipynb"
+        if links != {wanted}:
+            raise BookError(f"{page}: Colab links {sorted(links)}; expected {wanted}")
+        if listed and f"{page}.ipynb" not in listed:
+            raise BookError(f"{page}.ipynb is not in git, so its Colab link is dead")
+
+
+# ------------------------------------------------------------------ the public address
+def address(settings: dict | None = None) -> str:
+    """`owner/name` of the repository, from the one place where it stands."""
+    return (settings or config()["repository"])["url"].removeprefix("https://github.com/").strip("/")
+
+
+def holders() -> list[Path]:
+    return sorted(p for pattern in HOLDERS for p in ROOT.glob(pattern))
+
+
+def addresses(text: str) -> set[str]:
+    """Every `owner/name` that a text gives as this book's own address (marked by the book's install, badge or clone line)."""
+    own = r"(?:colab/?\S*?github/|git\+https://github\.com/|git clone https://github\.com/|book-address: https://github\.com/|colab\.research\.google\.com/github/)([\w.-]+/[\w-]+)"
+    return set(re.findall(own, text))
+
+
+def sync():
+    """Write the address of _config.yml into every file that holds another."""
+    wanted = address()
+    for path in holders():
+        text = path.read_text(encoding="utf-8")
+        new = text
+        for old in addresses(text) - {wanted}:
+            new = new.replace(old, wanted)
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: address is now {wanted}")
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sync", action="store_true", help="only write the public address where it belongs")
+    if parser.parse_args(arguments).sync:
+        sync()
+        return 0
+    try:
+        stage(STAGE)
+        shutil.rmtree(STAGE / "_build", ignore_errors=True)
+        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(STAGE), "-n", "-W", "--keep-going", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
+            raise BookError("jupyter-book found something to warn of (above)")
+        check_site(STAGE / "_build" / "html")
+        shutil.rmtree(SITE, ignore_errors=True)
+        shutil.copytree(STAGE / "_build" / "html", SITE)
+    except (BookError, NotebookError) as error:
+        print(f"FAILED {error}", file=sys.stderr)
+        return 1
+    print(f"{len(pages())} pages in {SITE / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
