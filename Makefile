@@ -7,6 +7,7 @@ PARAMS ?= notebooks/params/quick.yaml
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+PIP_EXTRA ?=
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
@@ -16,7 +17,7 @@ export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[book,test,dev]"
 	touch $@
 

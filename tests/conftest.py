@@ -1,0 +1,91 @@
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+GRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = {end}
+tiers? <exists>
+size = 2
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "phone"
+        xmin = 0
+        xmax = {end}
+        intervals: size = 3
+        intervals [1]:
+            xmin = 0
+            xmax = 1
+            text = "HH"
+        intervals [2]:
+            xmin = 1
+            xmax = 2
+            text = "AY1"
+        intervals [3]:
+            xmin = 2
+            xmax = {end}
+            text = "sp"
+    item [2]:
+        class = "IntervalTier"
+        name = "word"
+        xmin = 0
+        xmax = {end}
+        intervals: size = 2
+        intervals [1]:
+            xmin = 0
+            xmax = 2
+            text = "hi"
+        intervals [2]:
+            xmin = 2
+            xmax = {end}
+            text = "sp"
+"""
+
+
+def write_responses(path, data, repeats=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["data"] = data
+        if repeats is not None:
+            file["individual_repeats"] = repeats
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tree of four stories of 40 s and one subject of six voxels, in the layout of ds003020; `d` was heard three times."""
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        for folder in ("stimuli", "derivative/TextGrids"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / f"stimuli/{name}.wav", 0.1 * rng.standard_normal(40 * 16_000), 16_000)
+        (tmp_path / f"derivative/TextGrids/{name}.TextGrid").write_text(GRID.format(end=40))
+        repeats = rng.standard_normal((3, 10, 6)) if name == "d" else None
+        write_responses(tmp_path / f"derivative/preprocessed_data/UTS01/{name}.hf5", rng.standard_normal((10, 6)), repeats)
+    (tmp_path / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcd", 30)))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fireside_root(tmp_path_factory):
+    return tmp_path_factory.mktemp("fireside")
+
+
+@pytest.fixture(scope="session")
+def ds(fireside_root):
+    from brainlib import datasets
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return datasets.load("fireside", root=fireside_root / "clean")

@@ -1,0 +1,166 @@
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from brainlib import encoding, timing
+from brainlib.encoding import RidgeEncoder
+
+
+def stories(n_features=6, n_voxels=5, n_stories=4, rows=60, noise=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((2 * n_features, n_voxels))
+    X = [rng.standard_normal((rows, n_features)) for _ in range(n_stories)]
+    return X, [timing.fir(x, (1, 2)) @ weights + noise * rng.standard_normal((rows, n_voxels)) for x in X]
+
+
+def closed_form(X, Y, alpha, delays):
+    """Ridge by its normal equations, float64, with the same z-scoring and delays."""
+    stacked = np.concatenate(X)
+    design = np.concatenate([timing.fir((x - stacked.mean(0)) / stacked.std(0), delays) for x in X])
+    y = np.concatenate(Y) - np.concatenate(Y).mean(0)
+    return np.linalg.solve(design.T @ design + alpha * np.eye(design.shape[1]), design.T @ y)
+
+
+@pytest.mark.parametrize("n_features", [6, 200])  # primal, kernel
+def test_weights_equal_the_normal_equations(n_features):
+    X, Y = stories(n_features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = RidgeEncoder(alphas=[30.0], delays=(1, 2)).fit(X, Y)
+    assert model.kernel_ == (n_features == 200)
+    np.testing.assert_allclose(model.coef_, closed_form(X, Y, 30.0, (1, 2)), atol=2e-4)
+
+
+def test_each_voxel_gets_the_alpha_that_its_held_out_stories_prefer():
+    X, Y = stories(n_features=20, noise=0.1)
+    rng = np.random.default_rng(1)
+    Y = [np.hstack([y[:, :2], rng.standard_normal((len(y), 2))]) for y in Y]  # two voxels with signal, two without
+    alphas = np.logspace(-1, 7, 9)
+    model = RidgeEncoder(alphas=alphas, delays=(1, 2)).fit(X, Y)
+    assert model.best_alphas_[:2].max() < model.best_alphas_[2:].min()
+    folds = encoding.story_folds([len(x) for x in X])
+    design = np.concatenate([timing.fir((x - model.mean_) / model.scale_, (1, 2)) for x in X])
+    y = np.concatenate(Y) - np.concatenate(Y).mean(0)
+    scores = np.zeros((len(alphas), y.shape[1]))
+    for train, held in folds:
+        for i, a in enumerate(alphas):
+            w = np.linalg.solve(design[train].T @ design[train] + a * np.eye(design.shape[1]), design[train].T @ y[train])
+            error = ((y[held] - design[held] @ w) ** 2).sum(0)
+            scores[i] += 1 - error / ((y[held] - y[held].mean(0)) ** 2).sum(0)
+    np.testing.assert_allclose(model.best_alphas_[:2], alphas[scores.argmax(0)][:2])
+
+
+def test_batches_of_voxels_change_nothing(monkeypatch):
+    X, Y = stories(n_voxels=7)
+    whole = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 4 * 240 * 3)  # three voxels at a time
+    parts = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+    np.testing.assert_array_equal(whole.best_alphas_, parts.best_alphas_)
+    np.testing.assert_allclose(whole.coef_, parts.coef_, atol=1e-5)
+
+
+def test_nothing_crosses_a_story_border():
+    X, Y = stories(n_stories=3)
+    model = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+    alone, together = model.predict(X[1]), model.predict(X)[1]
+    np.testing.assert_array_equal(alone, together)
+    first_row = (X[1][0] - model.mean_) / model.scale_ * 0 @ np.zeros((X[1].shape[1], Y[0].shape[1])) + model.y_mean_
+    np.testing.assert_allclose(alone[0], first_row, atol=1e-6)  # no row before the first: only the mean is left
+
+
+def test_features_are_scaled_by_training_statistics_alone():
+    X, Y = stories()
+    model = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+    np.testing.assert_allclose(model.predict(X[0] + 1.0)[5:] - model.predict(X[0])[5:], (timing.fir(np.ones((60, 6)) / model.scale_, (1, 2)) @ model.coef_)[5:], atol=1e-3)
+
+
+def test_a_grid_that_is_too_narrow_warns_and_a_wide_one_does_not():
+    X, Y = stories(noise=0.01)
+    with pytest.warns(UserWarning, match="smallest alpha.*offer smaller"):
+        RidgeEncoder(alphas=[1e3, 1e4], delays=(1, 2)).fit(X, Y)
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal(y.shape) for y in Y]
+    with pytest.warns(UserWarning, match="largest alpha.*offer larger"):
+        RidgeEncoder(alphas=[1e-3, 1e-2], delays=(1, 2)).fit(X, noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RidgeEncoder(delays=(1, 2)).fit(X, noise).edges_[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda X, Y: (X, Y[:-1]), "4 stories of features but 3 of responses"),
+        (lambda X, Y: (X, [*Y[:-1], Y[-1][:-1]]), "story 3: features"),
+        (lambda X, Y: ([*X[:-1], X[-1] * np.nan], Y), "story 3: NaN or infinite"),
+    ],
+)
+def test_lists_that_do_not_match_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        RidgeEncoder().fit(*change(*stories()))
+
+
+def test_features_of_another_width_are_refused():
+    X, Y = stories()
+    with pytest.raises(ValueError, match=r"expected \(n_trs, 6\)"):
+        RidgeEncoder().fit(X, Y).predict(X[0][:, :3])
+
+
+def test_folds_hold_out_whole_stories():
+    lengths = [3, 5, 2, 4]
+    story = np.repeat(range(4), lengths)
+    for train, held in encoding.story_folds(lengths, 3):
+        assert not set(story[train]) & set(story[held])
+        assert len(train) + len(held) == 14
+
+
+def test_correlation_is_pearsons_and_zero_for_a_constant():
+    rng = np.random.default_rng(0)
+    y, z = rng.standard_normal((50, 3)), rng.standard_normal((50, 3))
+    z[:, 2] = 4.0
+    r = encoding.correlation(y, z)
+    np.testing.assert_allclose(r[:2], [stats.pearsonr(y[:, i], z[:, i])[0] for i in range(2)])
+    assert r[2] == 0
+
+
+def test_noise_ceiling_recovers_the_planted_one():
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((4000, 1))
+    repeats = np.stack([signal * [0.0, 0.5, 1.0] + rng.standard_normal((4000, 3)) for _ in range(5)])
+    expected = np.sqrt([0, 0.25 / (0.25 + 0.2), 1 / 1.2])
+    np.testing.assert_allclose(encoding.noise_ceiling(repeats)[1:], expected[1:], atol=0.02)
+    assert encoding.noise_ceiling(repeats)[0] < 0.15
+
+
+def test_noise_ceiling_equals_the_closed_form_of_schoppe():
+    repeats = np.random.default_rng(2).standard_normal((4, 50, 20)) + np.random.default_rng(3).standard_normal((50, 20))
+    total, of_mean, n = repeats.var(1).mean(0), repeats.mean(0).var(0), 4
+    power = (n * of_mean - total) / (n - 1)
+    expected = 1 / np.sqrt(1 + (total / power - 1) / n)
+    np.testing.assert_allclose(encoding.noise_ceiling(repeats), np.where(power > 0, expected, 0), atol=1e-10)
+
+
+def test_noise_ceiling_of_a_dead_voxel_is_zero_and_one_hearing_is_refused():
+    assert encoding.noise_ceiling(np.zeros((3, 10, 2))).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="at least two repeats"):
+        encoding.noise_ceiling(np.zeros((1, 10, 2)))
+
+
+def test_permutation_p_is_uniform_without_signal_and_small_with():
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((200, 400))
+    p = encoding.permutation_test(y, rng.standard_normal((200, 400)), n=500)
+    assert 0.03 <= np.mean(p <= 0.05) <= 0.07
+    assert encoding.permutation_test(y, y, n=500).max() == pytest.approx(1 / 501)
+
+
+def test_permutation_needs_two_blocks():
+    with pytest.raises(ValueError, match="two blocks"):
+        encoding.permutation_test(np.zeros((15, 2)), np.zeros((15, 2)))
+
+
+def test_fdr_adjusts_as_benjamini_and_hochberg():
+    p = np.array([0.01, 0.02, 0.03, 0.5])
+    np.testing.assert_allclose(encoding.fdr(p), [0.04, 0.04, 0.04, 0.5])

@@ -1,0 +1,235 @@
+"""The project holds together: notebooks, runner, builder, address, requirements."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import build_book
+import nbformat
+import pytest
+import run_notebooks
+import yaml
+from conftest import ROOT
+from run_notebooks import NotebookError
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+HEADINGS = ("**After it you will be able to**", "**What you need**", "## Check against the truth", "## Exercises", "## What to take away", "**Next**")
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+
+@each
+def test_a_notebook_in_git_is_clean_and_small(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert not any(c.outputs or c.execution_count for c in code_cells(path))
+    assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    assert path.stat().st_size < 100_000
+
+
+@each
+def test_a_notebook_follows_the_skeleton(path):
+    text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    positions = [text.find(h) for h in HEADINGS]
+    assert -1 not in positions and positions == sorted(positions)
+    assert len(re.findall(r"^# ", text, re.M)) == 1
+    assert not re.search(r"\{[a-z-]+\}`|^:::|^```\{", text, re.M)  # MyST, which Colab shows raw
+    solutions = [c for c in code_cells(path) if c.source.startswith("# @title Solution")]
+    assert len(solutions) >= 2 and all("hide-cell" in c.metadata.tags for c in solutions)
+
+
+@each
+def test_cells_are_short_explained_and_described(path):
+    cells = nbformat.read(path, 4).cells
+    sizes = sorted(len([x for x in c.source.splitlines() if x.strip()]) for c in code_cells(path))
+    assert sizes[-1] <= 25 and sizes[len(sizes) // 2] <= 8
+    for before, cell in zip(cells, cells[1:]):
+        if cell.cell_type != "code":
+            continue
+        hidden = {"parameters", "hide-cell", "hide-input"} & set(cell.metadata.get("tags", []))
+        assert before.cell_type == "markdown" or hidden, cell.source[:80]
+        for function in (n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef)):
+            assert function.end_lineno - function.lineno < 15
+        draws = any(word in cell.source for word in ("plt.subplots", "plot_cortex"))
+        if draws:
+            assert 5 <= len(cell.metadata.mystnb.image.alt.split()) <= 60, cell.source[:80]
+
+
+@each
+def test_the_parameters_are_literals_with_a_comment_and_known_to_the_files(path):
+    assert run_notebooks.parameters(path)
+    cell = next(c for c in code_cells(path) if "parameters" in c.metadata.get("tags", []))
+    assert all(":" in x and "#" in x for x in cell.source.splitlines())
+    for file in (ROOT / "notebooks/params").glob("*.yaml"):
+        run_notebooks.known_anywhere(yaml.safe_load(file.read_text()))
+
+
+def test_the_set_up_cell_is_the_same_everywhere():
+    assert len({next(c.source for c in code_cells(p) if "find_spec" in c.source) for p in NOTEBOOKS}) == 1
+
+
+def test_every_name_used_from_brainlib_is_in_the_api_page():
+    listed = set(re.findall(r"\w+", (ROOT / "book/api.md").read_text()))
+    modules = {"datasets", "encoding", "fireside", "lowlevel", "results", "runtime", "surface", "timing"}
+    for path in NOTEBOOKS:
+        for node in ast.walk(ast.parse("\n".join(c.source for c in code_cells(path)))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules and node.attr.islower():
+                assert node.attr in listed, f"{path.stem}: {node.value.id}.{node.attr}"
+
+
+# ------------------------------------------------------------------ the runner
+def make(folder, *sources, parameters="x: int = 1  # a number", name="n.ipynb"):
+    cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    if parameters is not None:
+        cells.insert(0, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    nbformat.write(notebook, folder / name)
+    return folder / name
+
+
+def test_a_good_notebook_runs_and_is_measured(tmp_path):
+    path = make(tmp_path, "print(x + 1)")
+    run = run_notebooks.run_one(path, {"x": 41}, tmp_path / "out")
+    done = nbformat.read(tmp_path / "out/n.ipynb", 4)
+    assert done.cells[-1].outputs[0].text == "42\n" and run["seconds"] > 0 and run["peak_mb"] > 20
+
+
+@pytest.mark.parametrize(
+    "sources, options, message",
+    [
+        (["1"], {"parameters": None}, "0 cells tagged 'parameters'"),
+        (["1"], {"parameters": "x = 1 + 1"}, "parameter 'x' is not a literal"),
+        (["1"], {"parameters": "x = 1\nprint(x)"}, "plain assignments only"),
+        (["1"], {"parameters": "x = 'a=b'"}, "holds '='"),
+        (["import sys\nsys.exit(0)"], {}, "calls sys.exit"),
+        (["1 / 0"], {}, "ended in ZeroDivisionError"),
+        (["def ("], {}, "not Python"),
+    ],
+)
+def test_what_papermill_forgives_fails_here(tmp_path, sources, options, message):
+    path = make(tmp_path, *sources, **options)
+    with pytest.raises(NotebookError, match=message) as error:
+        run_notebooks.run_one(path, {}, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_parameter_fails(tmp_path):
+    with pytest.raises(NotebookError, match=r"unknown parameter \['y'\]; it knows \['x'\]"):
+        run_notebooks.run_one(make(tmp_path, "1"), {"y": 2}, tmp_path / "out")
+    command = [sys.executable, "tools/run_notebooks.py", "-p", "subjekt", "SIM01", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("FAILED unknown parameter ['subjekt']") and done.stderr.count("\n") == 1
+
+
+def test_a_cell_that_was_not_executed_fails(tmp_path):
+    with pytest.raises(NotebookError, match="cell 0 was never executed"):
+        run_notebooks.check_outputs(make(tmp_path, "1"))
+
+
+# ------------------------------------------------------------------ the builder
+PAGE = '<main><h1>Title</h1><div class="cell_output">1</div>{body}</main><a href="https://colab.research.google.com/github/{where}/blob/main/{page}.ipynb">'
+
+
+@pytest.fixture
+def site(tmp_path):
+    where = build_book.address()
+    for page in build_book.pages():
+        path = tmp_path / f"{page}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PAGE.format(body='<img src="a.png" alt="a picture of a cortex">', where=where, page=page))
+    return tmp_path
+
+
+def test_a_whole_site_passes(site):
+    build_book.check_site(site)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda p: p.unlink(), "no page"),
+        (lambda p: p.write_text(p.read_text().replace("<h1>Title", "<h1>")), "no title"),
+        (lambda p: p.write_text(p.read_text().replace("cell_output", "x")), "no outputs"),
+        (lambda p: p.write_text(p.read_text().replace("a picture of a cortex", "a1b2c3.png")), "without alt text"),
+        (lambda p: p.write_text(p.read_text().replace("colab.research", "colob.research")), "Colab links"),
+        (lambda p: p.write_text(p.read_text().replace("/blob/main", "/blob/master")), "Colab links"),
+        (lambda p: p.write_text(p.read_text().replace("<h1>", "Traceback (most recent call last)<h1>")), "holds an error"),
+    ],
+)
+def test_a_site_that_only_looks_built_fails(site, edit, message):
+    edit(site / "notebooks/02_ridge_encoding.html")
+    with pytest.raises(build_book.BookError, match=message):
+        build_book.check_site(site)
+
+
+def test_injected_parameters_are_hidden_and_the_run_is_told():
+    cells = [
+        nbformat.v4.new_markdown_cell("# T\n\n[![Open In Colab](b)](c)\n\ntext"),
+        nbformat.v4.new_code_cell("x = 2", metadata={"tags": ["injected-parameters"]}),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    for _ in range(2):  # twice does no harm
+        build_book.prepare(notebook, {"seconds": 12.3, "peak_mb": 1500, "parameters": {"x": 2}})
+    assert notebook.cells[1].metadata.tags == ["injected-parameters", "remove-cell"]
+    assert notebook.cells[0].source.count("Made by `make book` in 12 s with 1.5 GB of memory; parameters: `x` 2") == 1
+    assert "Colab" not in notebook.cells[0].source
+
+
+# ------------------------------------------------------------------ one address, one set of requirements
+def test_the_public_address_stands_in_one_place():
+    wanted = build_book.address()
+    found = {p.name: build_book.addresses(p.read_text()) for p in build_book.holders()}
+    assert {a for v in found.values() for a in v} == {wanted}
+    assert {p.name for p in NOTEBOOKS} <= {k for k, v in found.items() if v}
+    listed = subprocess.run(["git", "grep", "-l", wanted], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    allowed = {str(p.relative_to(ROOT)) for p in build_book.holders()} | {"_config.yml"}
+    assert set(listed) <= allowed
+
+
+def test_jupyter_book_is_held_below_2_wherever_it_is_named():
+    for path in (ROOT / "pyproject.toml", ROOT / "environment.yml"):
+        for line in path.read_text().splitlines():
+            for named in re.findall(r"jupyter-book[^\"',\s]*(?:,<2)?", line):
+                assert named == "jupyter-book>=1.0.4.post1,<2", f"{path.name}: {line}"
+
+
+def test_conda_and_pip_ask_for_the_same_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = {re.split("[>=<]", r)[0].lower() for r in [*project["dependencies"], *extras["book"], *extras["test"], *extras["dev"]]}
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    lines = [x for x in conda if isinstance(x, str)] + next(x["pip"] for x in conda if isinstance(x, dict))
+    other = {"pytorch": "torch", "pysoundfile": "soundfile", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
+    given = {other.get(n, n) for n in (re.split("[>=<]", x)[0] for x in lines)} - {"python", "pip", "-e ."}
+    assert given == asked
+
+
+def test_brainlib_stays_thin_and_imports_upwards_only():
+    order = ["runtime", "timing", "lowlevel", "datasets", "fireside", "speech", "encoding", "surface", "results"]
+    files = {p.stem: p.read_text() for p in (ROOT / "brainlib").glob("*.py")}
+    assert sum(t.count("\n") for t in files.values()) <= 2500 and max(t.count("\n") for t in files.values()) <= 350
+    for name in order:
+        for node in ast.parse(files[name]).body:  # imports at the top of a file
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                used = {node.module} if node.module else {a.name for a in node.names}
+                assert all(order.index(u) < order.index(name) for u in used & set(order)), name
+
+
+def test_make_targets_and_paths_named_in_the_readme_exist():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", readme, re.M):
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", readme) + re.findall(r"`((?:notebooks|tools|brainlib)/[\w./-]+)`", readme):
+        assert (ROOT / path).exists(), path
+
+
+def test_runs_are_whole_json_even_after_a_failure(tmp_path):
+    report = tmp_path / "runs.json"
+    run_notebooks.main(["--out", str(tmp_path), "no_such_notebook"])
+    assert json.loads(report.read_text()) == {}

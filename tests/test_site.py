@@ -1,0 +1,99 @@
+"""The built site in a real browser: pages load, pictures show, nothing overflows a phone. Run by `make book`."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+
+import build_book
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.site
+SITE = ROOT / "_build" / "html"
+BROWSER = next((b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None)
+
+# A page that opens others in a frame of a given width and notes what a reader would see there.
+PROBE = """<!doctype html><body><script>
+const found = {};
+async function look(page, width) {
+  const frame = document.createElement("iframe");
+  frame.width = width; frame.height = 900; frame.src = page;
+  document.body.append(frame);
+  await new Promise(done => frame.onload = done);
+  await new Promise(done => setTimeout(done, 600));
+  const d = frame.contentDocument;
+  const pictures = [...d.querySelectorAll("main img")];
+  found[page + "@" + width] = {
+    title: d.querySelector("h1") ? d.querySelector("h1").innerText : "",
+    pictures: pictures.length,
+    broken: pictures.filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
+    wide: pictures.filter(i => i.getBoundingClientRect().width > width).length,
+    overflow: d.documentElement.scrollWidth - frame.clientWidth,
+    players: d.querySelectorAll("audio").length,
+    frames: d.querySelectorAll("main iframe").length,
+    text: d.querySelector("main").innerText.length,
+  };
+  frame.remove();
+}
+(async () => {
+  for (const page of PAGES) for (const width of [1280, 390]) await look(page, width);
+  const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
+  document.body.replaceChildren(out);
+})();
+</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+    assert SITE.is_dir(), "no site: run make book"
+    pages = [f"/{p}.html" for p in build_book.pages()]
+    probe = SITE / "_probe.html"
+    probe.write_text(PROBE.replace("PAGES", json.dumps(pages)))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", "--window-size=1400,1000", "--virtual-time-budget=90000"]
+    flags += [f"--user-data-dir={tmp_path_factory.mktemp('browser')}", "--dump-dom"]
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/_probe.html"
+        done = subprocess.run([BROWSER, *flags, url], capture_output=True, text=True, timeout=240)
+    finally:
+        server.shutdown()
+        probe.unlink()
+    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert match, f"the browser did not finish: {done.stderr[-500:]}"
+    return json.loads(match[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+
+
+def test_every_page_has_its_title_and_text(seen):
+    assert len(seen) == 2 * len(build_book.pages())
+    for page, look in seen.items():
+        assert look["title"].strip() and look["text"] > 100, page
+
+
+def test_no_picture_is_broken_or_wider_than_the_page(seen):
+    for page, look in seen.items():
+        assert not look["broken"] and not look["wide"], (page, look)
+
+
+def test_nothing_makes_a_phone_scroll_sideways(seen):
+    for page, look in seen.items():
+        assert look["overflow"] <= 1, (page, look["overflow"])
+
+
+def test_notebook_pages_have_figures_a_player_and_a_cortex_to_turn(seen):
+    assert seen["/notebooks/01_data_loading.html@1280"]["pictures"] >= 6
+    assert seen["/notebooks/01_data_loading.html@1280"]["players"] == 1
+    assert seen["/notebooks/02_ridge_encoding.html@1280"]["pictures"] >= 6
+    assert seen["/notebooks/02_ridge_encoding.html@1280"]["frames"] == 1

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from brainlib import timing
+
+
+def reference_lanczos(x, times, tr_times, lobes=3):
+    """The field's formula, written as a plain loop: cutoff 1 / mean TR, w = a sin(pi t) sin(pi t / a) / (pi t)^2, 0 beyond a."""
+    cutoff = 1 / np.mean(np.diff(tr_times))
+    out = np.zeros((len(tr_times), x.shape[1]))
+    for i, now in enumerate(tr_times):
+        for j, then in enumerate(times):
+            t = (now - then) * cutoff
+            if t == 0:
+                w = 1.0
+            elif abs(t) > lobes:
+                w = 0.0
+            else:
+                w = lobes * np.sin(np.pi * t) * np.sin(np.pi * t / lobes) / (np.pi**2 * t**2)
+            out[i] += w * x[j]
+    return out
+
+
+def test_downsampling_equals_the_field_formula():
+    rng = np.random.default_rng(0)
+    times, tr_times = np.sort(rng.uniform(0, 60, 300)), timing.tr_centres(20)
+    x = rng.standard_normal((300, 4))
+    np.testing.assert_allclose(timing.downsample(x, times, tr_times), reference_lanczos(x, times, tr_times), atol=1e-10)
+
+
+def test_times_need_not_be_sorted():
+    x, times = np.arange(6.0)[:, None], np.array([30.0, 12, 18, 11, 25, 14])
+    order = np.argsort(times)
+    tr_times = timing.tr_centres(8)
+    np.testing.assert_allclose(timing.downsample(x, times, tr_times), timing.downsample(x[order], times[order], tr_times), atol=1e-12)
+
+
+def test_a_constant_comes_out_as_samples_per_tr():
+    times = np.arange(0, 100, 0.1)
+    y = timing.downsample(np.ones((len(times), 1)), times, timing.tr_centres(30))
+    np.testing.assert_allclose(y, 19.94, atol=0.01)
+
+
+def test_tensor_and_array_agree_and_gradients_flow():
+    rng = np.random.default_rng(1)
+    x, times, tr_times = rng.standard_normal((500, 3)), np.arange(500) / 10, timing.tr_centres(12)
+    tensor = torch.tensor(x, requires_grad=True)
+    y = timing.downsample(tensor, times, tr_times)
+    np.testing.assert_allclose(y.detach().numpy(), timing.downsample(x, times, tr_times), atol=1e-12)
+    y.sum().backward()
+    expected = np.asarray(timing.lanczos_matrix(times, tr_times).sum(0)).ravel()
+    np.testing.assert_allclose(tensor.grad[:, 0].numpy(), expected, atol=1e-12)
+
+
+def test_causal_downsampling_sees_nothing_later_than_the_tr():
+    times, tr_times = np.arange(0, 60, 0.1), timing.tr_centres(15)
+    x = np.zeros((600, 1))
+    x[times > 21.0] = 1.0
+    before = tr_times <= 21.0
+    assert np.abs(timing.downsample(x, times, tr_times, causal=True)[before]).max() == 0
+    assert np.abs(timing.downsample(x, times, tr_times)[before]).max() > 0.1
+
+
+def test_rows_without_times_are_refused():
+    with pytest.raises(ValueError, match="5 feature rows but 4 times"):
+        timing.downsample(np.zeros((5, 2)), np.arange(4), timing.tr_centres(5))
+
+
+def test_first_rows_are_centred_11_13_15_seconds_after_onset():
+    np.testing.assert_array_equal(timing.tr_centres(3), [11, 13, 15])
+    n = timing.scan_trs(730.0)  # the story `souls` of ds003020: 375 volumes, kept centres 11 to 719
+    assert (n, timing.tr_centres(n - 20)[-1]) == (375, 719)
+
+
+def test_delays_shift_down_and_fill_with_zeros():
+    y = timing.fir(np.array([[1.0], [2], [3]]), (0, 1, 2, 5, -1))
+    np.testing.assert_array_equal(y, [[1, 0, 0, 0, 2], [2, 1, 0, 0, 3], [3, 2, 1, 0, 0]])
+
+
+def test_delays_of_tensors_pass_gradients():
+    x = torch.ones(4, 2, requires_grad=True)
+    timing.fir(x, (1, 2)).sum().backward()
+    np.testing.assert_array_equal(x.grad[:, 0], [2, 2, 1, 0])
