@@ -1,13 +1,13 @@
 """brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
 
-Modules, in the order in which data flows: `runtime`, `timing`, `lowlevel`, `datasets`, `fireside`, `speech`,
+Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `datasets`, `topography`, `fireside`, `speech`,
 `encoding`, `surface`, `results`. Each is short enough to read; nothing heavy is imported until it is used.
 """
 
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["datasets", "encoding", "fireside", "lowlevel", "results", "runtime", "speech", "surface", "timing"]
+__all__ = ["datasets", "encoding", "files", "fireside", "lowlevel", "results", "runtime", "speech", "surface", "timing", "topography"]
 
 
 def __getattr__(name):

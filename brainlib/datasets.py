@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .files import RATE, check_file, n_repeats, read_audio, read_hf5, read_textgrid
 from .timing import TR_S, scan_trs, tr_centres
 
-RATE = 16_000
-FILLERS = {"", "sp", "ns", "br", "lg", "ls", "sil", "sentence_start", "sentence_end", "{sl}", "{lg}", "{br}", "{ns}", "{sp}"}
 AUDIO_KINDS = (".wav", ".flac", ".ogg", ".mp3")
 MIDDLE = "derivative"  # singular, as on OpenNeuro
 
@@ -89,7 +88,7 @@ class Story:
             return len(self.audio) / self.rate
         import soundfile
 
-        _check_file(self.audio_path, "a story's sound", 100)
+        check_file(self.audio_path, "a story's sound", 100)
         return soundfile.info(self.audio_path).duration
 
     @property
@@ -177,7 +176,7 @@ class Dataset:
         subject = self.subjects[0]
         self._get_ready(subject)
         has = [s for s in self.stories if self._response_path(subject, s).exists()]
-        counts = {s: _n_repeats(self._response_path(subject, s)) for s in has}
+        counts = {s: n_repeats(self._response_path(subject, s)) for s in has}
         most = max(counts.values())
         test = [s for s in has if counts[s] == most] if most > 1 else has[-1:]
         rest = [s for s in has if s not in test]
@@ -214,7 +213,7 @@ class Dataset:
         self._known(name, self.stories, "story")
         self._get_ready(subject)
         path = self._response_path(subject, name)
-        data = _read_hf5(path, key)
+        data = read_hf5(path, key)
         expected = len(self._story(name).tr_times)
         if data.shape[-2] != expected:
             raise ValueError(
@@ -297,86 +296,3 @@ class Dataset:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 3, 0.5)
             raise KeyError(f"{self.name} has no {what} {name!r}; " + (f"did you mean {close}?" if close else f"it has {known}"))
-
-
-# -------------------------------------------------------------------- files
-def _check_file(path: Path, what: str, least: int = 1):
-    """Refuse a missing file, a git-annex pointer and an empty file, each with its remedy."""
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(
-            f"{path}: a link to git-annex content that is not here; expected {what}: run `git annex get` or fetch the file again"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: missing; expected {what}")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(200)
-    if b"annex/objects" in head:
-        raise ValueError(
-            f"{path}: a git-annex pointer of {size} bytes, not its content; expected {what}: run `git annex get` or fetch the file again"
-        )
-    if size < least:
-        raise ValueError(f"{path}: {size} bytes; expected {what}: fetch the file again")
-
-
-def read_audio(path: Path) -> np.ndarray:
-    """Any file that soundfile reads, as (n_samples,) float32 mono at 16 kHz; channels are averaged, rates converted."""
-    import soundfile
-
-    _check_file(path, "a story's sound", 100)
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: no sound in it ({error}); expected wav, flac, ogg or mp3") from error
-    audio = audio.mean(1)
-    if rate != RATE:
-        from scipy.signal import resample_poly
-
-        divisor = np.gcd(rate, RATE)
-        audio = resample_poly(audio, RATE // divisor, rate // divisor)
-    return np.ascontiguousarray(audio, np.float32)
-
-
-def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
-    """Words and phonemes of a Praat TextGrid (long or short form, UTF-8 or UTF-16): `start`, `end` in seconds, `text`."""
-    from praatio import textgrid
-
-    _check_file(path, "a TextGrid with a phone and a word tier", 20)
-    try:
-        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
-    except Exception as error:  # praatio raises many kinds; all mean that the text is no TextGrid
-        raise ValueError(
-            f"{path}: not a TextGrid that can be read ({type(error).__name__}: {error}); expected Praat's long or short text form"
-        ) from error
-    names = [n.lower() for n in grid.tierNames]
-    out = {}
-    for what, position in (("phonemes", 0), ("words", 1)):  # ds003020: phones first, words second
-        named = [i for i, n in enumerate(names) if n.startswith(what[:4])]
-        if not named and len(names) <= position:
-            raise ValueError(f"{path}: tiers {list(grid.tierNames)}; expected a phone tier and a word tier")
-        entries = grid.getTier(grid.tierNames[named[0] if named else position]).entries
-        kept = [(float(e.start), float(e.end), e.label.strip()) for e in entries if e.label.strip().lower() not in FILLERS]
-        out[what] = pd.DataFrame(kept, columns=["start", "end", "text"])
-    return out
-
-
-def _read_hf5(path: Path, key: str) -> np.ndarray:
-    import h5py
-
-    _check_file(path, "an hf5 file of responses", 8)
-    try:
-        with h5py.File(path, "r") as file:
-            if key == "individual_repeats" and key not in file:
-                raise ValueError(f"{path}: heard once; repeats exist only for repeated stories")
-            if key not in file:
-                raise ValueError(f"{path}: keys {list(file)}; expected {key!r} of shape (n_trs, n_voxels)")
-            return np.asarray(file[key][()], np.float32)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); truncated? expected hf5 with {key!r}: build or fetch it again") from error
-
-
-def _n_repeats(path: Path) -> int:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return file["individual_repeats"].shape[0] if "individual_repeats" in file else 1

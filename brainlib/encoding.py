@@ -22,7 +22,7 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     ----------
     alphas : array of shape (n_alphas,), optional
         Penalties, in himalaya's convention ``||Xb - y||^2 + alpha ||b||^2``; the field's older code squares its alphas.
-        If left out, 19 values from 1e-5 to 10 times the largest eigenvalue of X'X.
+        If left out, 13 values from 1e-5 to 10 times the largest eigenvalue of X'X.
     delays : sequence of int
         In TRs (see `timing.fir`).
     n_folds : int
@@ -84,7 +84,7 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         values, vectors = torch.linalg.eigh(gram.cpu() if gram.device.type == "mps" else gram)
         values, vectors = values.clamp(min=0), vectors.to(design)  # values stay float64
         top = float(values.max())
-        alphas = top * np.logspace(-5, 1, 19) if self.alphas is None else np.sort(np.asarray(self.alphas, float))
+        alphas = top * np.logspace(-5, 1, 13) if self.alphas is None else np.sort(np.asarray(self.alphas, float))
         folds = story_folds([len(x) for x in X], self.n_folds)
         n_voxels = Y[0].shape[1]
         self.best_alphas_, self.cv_scores_ = np.empty(n_voxels), np.empty(n_voxels, np.float32)

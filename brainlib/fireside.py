@@ -20,6 +20,7 @@ from . import lowlevel
 from .datasets import MIDDLE, Dataset, Story
 from .runtime import atomic, cache_dir
 from .timing import LEAD_IN_S, TR_S, scan_trs, tr_centres
+from .topography import REGIONS, RIGHT, cortex, field, nearest_region, rois
 
 ASSETS = Path(__file__).parent / "assets" / "fireside"
 SUBJECTS = tuple(f"SIM{i:02d}" for i in range(1, 9))
@@ -27,30 +28,8 @@ REPEATS = {"lastferry": 10, "elevenbridges": 5, "secondopinion": 5}  # the test 
 LEVELS = ("acoustic", "phonetic", "meaning", "context")
 VERSION = 2  # of the simulation: raise it when what is simulated changes
 RATE_HZ = 10  # of the planted features, before the haemodynamic response
-N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
 CONTEXT_S = 6.0  # time over which context integrates word meaning
 HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al. 2004: peaks vary by seconds)
-
-# name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, planted levels' shares, region
-# of interest. Sources: G Glasser et al. 2016 (centres of A1, 45, PGi), V Vigneau et al. 2006 (peaks of clusters),
-# A Andrews-Hanna et al. 2010 (default network), P Power et al. 2011. Which level drives which region is *chosen here*,
-# after the order of levels found by de Heer et al. 2017 and Lerner et al. 2011.
-REGIONS = {
-    "A1 (G)": ((-44, -25, 11), 15, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
-    "belt, around A1 (G)": ((-54, -22, 8), 15, 0.9, (0.7, 0.3, 0.0, 0.0), "auditory_belt"),
-    "T1a (V)": ((-56, -13, -5), 18, 0.9, (0.0, 1.0, 0.0, 0.0), "superior_temporal"),
-    "T1p (V)": ((-55, -48, 15), 18, 0.9, (0.0, 0.9, 0.1, 0.0), "superior_temporal"),
-    "T2ml (V)": ((-59, -37, 1), 17, 0.9, (0.0, 0.0, 1.0, 0.0), "temporal"),
-    "LTC (A)": ((-60, -24, -18), 18, 0.8, (0.0, 0.0, 0.9, 0.1), "temporal"),
-    "Pole (V)": ((-41, 3, -24), 18, 0.7, (0.0, 0.0, 0.8, 0.2), "temporal"),
-    "PGi (G)": ((-45, -60, 22), 20, 0.9, (0.0, 0.0, 0.4, 0.6), "angular"),
-    "45 (G)": ((-49, 28, 1), 18, 0.8, (0.0, 0.0, 0.8, 0.2), "inferior_frontal"),
-    "F3opd (V)": ((-44, 21, 24), 17, 0.7, (0.0, 0.3, 0.7, 0.0), "inferior_frontal"),
-    "F2p (V)": ((-37, 10, 48), 20, 0.8, (0.0, 0.0, 0.3, 0.7), "middle_frontal"),
-    "PCC (A)": ((-8, -56, 26), 24, 0.9, (0.0, 0.0, 0.0, 1.0), "precuneus"),
-    "calcarine (P)": ((-8, -81, 7), 26, 0.0, (0.0, 0.0, 0.0, 0.0), "visual"),
-}
-RIGHT = 0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
 
 # share of one hearing's variance that is signal: (weakest, strongest driven voxel)
 NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
@@ -112,6 +91,14 @@ def embedded_story(name: str) -> Story:
     return Story(name, ASSETS / "audio" / f"{name}.ogg", ASSETS / "TextGrids" / f"{name}.TextGrid")
 
 
+@lru_cache(maxsize=1)
+def _assets_hash() -> str:
+    total = 0
+    for path in sorted(p for p in ASSETS.rglob("*") if p.is_file()):
+        total = zlib.crc32(path.read_bytes(), zlib.crc32(path.name.encode(), total))
+    return f"{total:08x}"
+
+
 def _lay_out(root: Path, noise: str):
     """Sound, TextGrids, scan lengths and description; a tree of another version is refused, not mixed with."""
     described = root / "dataset_description.json"
@@ -120,7 +107,7 @@ def _lay_out(root: Path, noise: str):
     split = {"train": train, "val": [s for s, n in REPEATS.items() if n < most], "test": [s for s, n in REPEATS.items() if n == most]}
     description = {
         "Name": "fireside", "BIDSVersion": "1.8.0", "DatasetType": "derivative", "License": "CC BY 4.0", "Simulated": True,
-        "SimulationVersion": VERSION, "NoiseLevel": noise, "Subjects": list(SUBJECTS), "Split": split,
+        "SimulationVersion": f"{VERSION}-{_assets_hash()}", "NoiseLevel": noise, "Subjects": list(SUBJECTS), "Split": split,
     }  # fmt: skip
     if described.exists():
         found = json.loads(described.read_text())
@@ -232,54 +219,14 @@ def _driven() -> dict[str, list[np.ndarray]]:
     return out
 
 
-# ------------------------------------------------------------------ what is planted in space
-@lru_cache(maxsize=1)
-def _cortex():
-    """Vertices of both hemispheres, smoothing matrix of each, distance of every vertex from every region's centre."""
-    from nilearn.datasets import load_fsaverage, load_fsaverage_data
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import dijkstra
-
-    mesh = load_fsaverage("fsaverage5")
-    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
-    vertices, smoothers, distances = [], [], []
-    for side, sign in (("left", 1), ("right", -1)):
-        keep = np.flatnonzero(thickness[side][:N_HEMI] > 1.0)  # cortex thinner than 1 mm is the medial wall
-        middle = (mesh["pial"].parts[side].coordinates + mesh["white_matter"].parts[side].coordinates) / 2
-        edges = mesh["pial"].parts[side].faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-        length = np.linalg.norm(middle[edges[:, 0]] - middle[edges[:, 1]], axis=1)
-        graph = csr_matrix((length, edges.T), shape=(len(middle),) * 2)
-        graph = graph.maximum(graph.T)
-        centres = [np.linalg.norm(middle - np.multiply(r[0], (sign, 1, 1)), axis=1).argmin() for r in REGIONS.values()]
-        distances.append(dijkstra(graph, indices=centres)[:, keep])
-        sphere = mesh["sphere"].parts[side].coordinates[keep]
-        sphere = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
-        angle = np.arccos(np.clip(sphere @ sphere.T, -1, 1))
-        kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(np.float32)  # about 10 mm full width at half maximum
-        smoothers.append(kernel / np.linalg.norm(kernel, axis=1, keepdims=True))
-        vertices.append(keep + (0 if side == "left" else 10242))
-    return np.concatenate(vertices), smoothers, np.concatenate(distances, axis=1).astype(np.float32), len(vertices[0])
-
-
-def _field(rng, n: int, passes: int = 1) -> np.ndarray:
-    """`n` random fields of unit variance over the voxels, smooth along the cortex: (n, n_voxels)."""
-    fields = []
-    for smoother in _cortex()[1]:
-        field = rng.standard_normal((n, len(smoother)), dtype=np.float32)
-        for _ in range(passes):
-            field = field @ smoother.T
-        fields.append(field)
-    both = np.concatenate(fields, axis=1)
-    return both / both.std(1, keepdims=True)
-
-
+# ------------------------------------------------------------------ listeners
 def _seed(*words) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(str(w).encode()) for w in ("fireside", VERSION, *words)])
 
 
 def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
     """What a listener is made of: shares of the levels, snr, peak of the response, weights of each level's features."""
-    distance, n_left = _cortex()[2], _cortex()[3]
+    distance, n_left = cortex()[2], cortex()[3]
     own = _seed("listener", subject)
     shares = np.zeros((len(LEVELS), distance.shape[1]))
     strength = np.zeros(distance.shape[1])
@@ -289,17 +236,17 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
         shares += here**3 * np.array(levels)[:, None]  # the nearest region decides, its neighbours blend in
         strength = np.maximum(strength, here)
     shares /= np.maximum(shares.sum(0), 1e-9)
-    strength[np.isin(_nearest_region(), [i for i, r in enumerate(REGIONS.values()) if r[2] == 0])] = 0.0  # the null region
+    strength[np.isin(nearest_region(), [i for i, r in enumerate(REGIONS.values()) if r[2] == 0])] = 0.0  # the null region
     low, high = NOISE[noise]
     driven = strength > 0.08
-    gain = own.uniform(0.85, 1.0) * np.exp(0.15 * _field(own, 1, 3)[0])
+    gain = own.uniform(0.85, 1.0) * np.exp(0.15 * field(own, 1, 3)[0])
     level = np.clip((strength - 0.08) / 0.8, 0, 1) * gain
     snr = np.where(driven, low + (high - low) * np.clip(level, 0, 1), 0.0)
-    parts = {"shares": shares, "snr": snr, "hrf_peak": np.clip(5.3 + 0.7 * _field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1])}
+    parts = {"shares": shares, "snr": snr, "hrf_peak": np.clip(5.3 + 0.7 * field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1])}
     for name in LEVELS:
         n_features = _driven()[name][0].shape[2]
-        common = _field(_seed("shared", name), n_features, 2)
-        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * _field(own, n_features, 2)  # topography is shared, weights differ
+        common = field(_seed("shared", name), n_features, 2)
+        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(own, n_features, 2)  # topography is shared, weights differ
         if name == "acoustic":  # tonotopy: each voxel prefers a band, and the preference drifts over cortex
             centre = n_features * (0.5 + 0.25 * np.clip(weights[0], -1.8, 1.8))
             weights = np.exp(-0.5 * ((np.arange(n_features)[:, None] - centre) / 5) ** 2)
@@ -316,8 +263,8 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     signals = _signals(parts)
     levels = {name: parts["shares"][i] * (parts["snr"] > 0) for i, name in enumerate(LEVELS)}
     _save(root / MIDDLE / "truth" / f"{subject}.npz", **levels, snr=parts["snr"], hrf_peak=parts["hrf_peak"])
-    _save(root / MIDDLE / "rois" / f"{subject}.npz", **_rois())
-    _save(root / MIDDLE / "fsaverage5" / f"{subject}.npz", vertices=_cortex()[0])
+    _save(root / MIDDLE / "rois" / f"{subject}.npz", **rois())
+    _save(root / MIDDLE / "fsaverage5" / f"{subject}.npz", vertices=cortex()[0])
     with atomic(target) as folder:
         folder.mkdir()
         for name, clean in zip(stories, signals):
@@ -352,30 +299,12 @@ def _signals(parts) -> list[np.ndarray]:
 
 def _noise(rng, n_trs: int) -> np.ndarray:
     """Noise of unit variance, (n_trs, n_voxels): half smooth and autocorrelated (.5 a TR), 42 % white, 8 % slow drift."""
-    slow = signal.lfilter([np.sqrt(1 - 0.5**2)], [1, -0.5], _field(rng, n_trs + 20), axis=0)[20:]
+    slow = signal.lfilter([np.sqrt(1 - 0.5**2)], [1, -0.5], field(rng, n_trs + 20), axis=0)[20:]
     white = rng.standard_normal(slow.shape, dtype=np.float32)
     t = np.arange(n_trs)[:, None] / n_trs
-    drift = sum(np.cos(np.pi * k * t) * _field(rng, 1, 3) for k in (1, 2))
+    drift = sum(np.cos(np.pi * k * t) * field(rng, 1, 3) for k in (1, 2))
     return np.sqrt(0.5) * slow + np.sqrt(0.42) * white + np.sqrt(0.08) * drift
 
 
 def _zscore(x):
     return (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
-
-
-def _nearest_region() -> np.ndarray:
-    """Index of each voxel's nearest region in units of its reach, -1 where none is near."""
-    scaled = _cortex()[2] / np.array([r[1] for r in REGIONS.values()])[:, None]
-    return np.where(scaled.min(0) < 1.25, scaled.argmin(0), -1)
-
-
-def _rois() -> dict[str, np.ndarray]:
-    """Regions as masks: within `reach` of a centre and nearest to it; unions by the field's names."""
-    nearest, n_left = _nearest_region(), _cortex()[3]
-    names = [r[4] for r in REGIONS.values()]
-    masks = {roi: np.isin(nearest, [i for i, n in enumerate(names) if n == roi]) for roi in dict.fromkeys(names)}
-    masks["auditory"] = masks["auditory_core"] | masks["auditory_belt"]
-    late = ("temporal", "angular", "inferior_frontal", "middle_frontal")
-    masks["late_language"] = np.any([masks[m] for m in late], axis=0)
-    left = np.arange(len(nearest)) < n_left
-    return masks | {"left_hemisphere": left, "right_hemisphere": ~left}

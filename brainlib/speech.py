@@ -61,8 +61,9 @@ class SpeechEncoder:
             If the model is neither a folder nor to be had from the hub.
         """
         import torch
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig, AutoModel, logging
 
+        logging.disable_progress_bar()
         source = ASSETS / name if name in EMBEDDED else Path(name).expanduser() if Path(name).expanduser().is_dir() else name
         try:
             config = AutoConfig.from_pretrained(source)
@@ -72,7 +73,7 @@ class SpeechEncoder:
             if random_weights:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    model = AutoModel.from_config(config)
+                    model = AutoModel.from_config(config).float()
             else:
                 model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
         except OSError as error:

@@ -94,14 +94,21 @@ def plot_cortex(ds, subject: str, values, title: str = "", unit: str = "", cmap:
     if vmax is None:
         vmax = max(float(np.nanmax(values)), vmin + 1e-6) if np.isfinite(values).any() else 1.0
     if axes is None:
-        _, axes = plt.subplots(1, 4, figsize=(12, 3), subplot_kw={"projection": "3d"}, gridspec_kw={"wspace": -0.1})
+        _, axes = plt.subplots(
+            1,
+            4,
+            figsize=(12, 3.2),
+            subplot_kw={"projection": "3d"},
+            gridspec_kw={"wspace": 0, "left": 0, "right": 0.9, "top": 0.95, "bottom": 0},
+        )
     image, sulci = _image(values), _meshes()[1]
     for ax, (side, view) in zip(axes, (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))):
         plot_surf_stat_map(stat_map=image, hemi=side, view=view, bg_map=sulci, bg_on_data=False, cmap=cmap, vmin=vmin, vmax=vmax,
                            colorbar=False, axes=ax, figure=ax.figure, engine="matplotlib")  # fmt: skip
-        ax.set_title(f"{side}, {view}", fontsize=9, y=0.92)
+        ax.set_box_aspect(None, zoom=1.45)
+        ax.set_title(f"{side}, {view}", fontsize=9, y=0.9)
     scale = plt.cm.ScalarMappable(plt.Normalize(vmin, vmax), cmap)
-    ax.figure.colorbar(scale, ax=list(axes), shrink=0.7, pad=0.02, label=unit)
+    ax.figure.colorbar(scale, ax=list(axes), shrink=0.6, pad=0.02, label=unit)
     ax.figure.suptitle(label(ds, title or subject), fontsize=11)
     return axes
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from conftest import GRID, write_responses
 
-from brainlib import datasets
+from brainlib import datasets, files
 
 
 def test_a_tree_without_a_split_gets_one_from_its_repeats(tree):
@@ -15,7 +15,9 @@ def test_a_tree_without_a_split_gets_one_from_its_repeats(tree):
 
 
 def test_other_repeated_stories_are_the_validation_set(tree):
-    write_responses(tree / "derivative/preprocessed_data/UTS01/b.hf5", np.ones((10, 6)), np.random.default_rng(0).standard_normal((2, 10, 6)))
+    write_responses(
+        tree / "derivative/preprocessed_data/UTS01/b.hf5", np.ones((10, 6)), np.random.default_rng(0).standard_normal((2, 10, 6))
+    )
     assert datasets.load(str(tree)).split == {"train": ["a", "c"], "val": ["b"], "test": ["d"]}
 
 
@@ -115,14 +117,14 @@ def test_repeats_of_a_story_heard_once_are_refused(tree):
 
 def test_textgrids_in_utf16_and_in_short_form_are_read(tree):
     path = tree / "derivative/TextGrids/a.TextGrid"
-    wanted = datasets.read_textgrid(path)
+    wanted = files.read_textgrid(path)
     path.write_text(GRID.format(end=40), encoding="utf-16")
-    assert datasets.read_textgrid(path)["words"].equals(wanted["words"])
+    assert files.read_textgrid(path)["words"].equals(wanted["words"])
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", "40", "<exists>", "2"]
     lines += ['"IntervalTier"', '"phone"', "0", "40", "3", "0", "1", '"HH"', "1", "2", '"AY1"', "2", "40", '"sp"']
     lines += ['"IntervalTier"', '"word"', "0", "40", "2", "0", "2", '"hi"', "2", "40", '"sp"']
     path.write_text("\n".join(lines) + "\n")
-    short = datasets.read_textgrid(path)
+    short = files.read_textgrid(path)
     assert short["words"].equals(wanted["words"]) and short["phonemes"].equals(wanted["phonemes"])
 
 
@@ -130,7 +132,7 @@ def test_what_is_no_textgrid_is_refused(tree):
     path = tree / "derivative/TextGrids/a.TextGrid"
     path.write_text("this is not a TextGrid at all, not even nearly")
     with pytest.raises(ValueError, match="not a TextGrid"):
-        datasets.read_textgrid(path)
+        files.read_textgrid(path)
 
 
 def test_real_recordings_have_no_truth_and_no_surface(tree):

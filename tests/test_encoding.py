@@ -73,7 +73,11 @@ def test_nothing_crosses_a_story_border():
 def test_features_are_scaled_by_training_statistics_alone():
     X, Y = stories()
     model = RidgeEncoder(delays=(1, 2)).fit(X, Y)
-    np.testing.assert_allclose(model.predict(X[0] + 1.0)[5:] - model.predict(X[0])[5:], (timing.fir(np.ones((60, 6)) / model.scale_, (1, 2)) @ model.coef_)[5:], atol=1e-3)
+    np.testing.assert_allclose(
+        model.predict(X[0] + 1.0)[5:] - model.predict(X[0])[5:],
+        (timing.fir(np.ones((60, 6)) / model.scale_, (1, 2)) @ model.coef_)[5:],
+        atol=1e-3,
+    )
 
 
 def test_a_grid_that_is_too_narrow_warns_and_a_wide_one_does_not():

@@ -16,7 +16,14 @@ from conftest import ROOT
 from run_notebooks import NotebookError
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-HEADINGS = ("**After it you will be able to**", "**What you need**", "## Check against the truth", "## Exercises", "## What to take away", "**Next**")
+HEADINGS = (
+    "**After it you will be able to**",
+    "**What you need**",
+    "## Check against the truth",
+    "## Exercises",
+    "## What to take away",
+    "**Next**",
+)
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -88,7 +95,9 @@ def make(folder, *sources, parameters="x: int = 1  # a number", name="n.ipynb"):
     cells = [nbformat.v4.new_code_cell(s) for s in sources]
     if parameters is not None:
         cells.insert(0, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
     nbformat.write(notebook, folder / name)
     return folder / name
 
@@ -211,7 +220,7 @@ def test_conda_and_pip_ask_for_the_same_packages():
 
 
 def test_brainlib_stays_thin_and_imports_upwards_only():
-    order = ["runtime", "timing", "lowlevel", "datasets", "fireside", "speech", "encoding", "surface", "results"]
+    order = ["runtime", "timing", "files", "lowlevel", "datasets", "topography", "fireside", "speech", "encoding", "surface", "results"]
     files = {p.stem: p.read_text() for p in (ROOT / "brainlib").glob("*.py")}
     assert sum(t.count("\n") for t in files.values()) <= 2500 and max(t.count("\n") for t in files.values()) <= 350
     for name in order:

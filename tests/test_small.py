@@ -79,9 +79,18 @@ def test_pictures_say_simulated_by_the_data_set_s_flag(ds):
 def test_a_result_keeps_its_provenance_and_comes_back(tmp_path, ds):
     entry = results.record(tmp_path / "a.json", {"r": np.float32(0.5), "per_voxel": np.array([1.0, np.nan])}, ds, subject="SIM01")
     assert entry["numbers"] == {"r": 0.5, "per_voxel": [1.0, None]}
-    assert entry["dataset"] == {"name": "fireside", "simulated": True, "NoiseLevel": "clean", "SimulationVersion": ds.description["SimulationVersion"]}
+    assert entry["dataset"] == {
+        "name": "fireside",
+        "simulated": True,
+        "NoiseLevel": "clean",
+        "SimulationVersion": ds.description["SimulationVersion"],
+    }
     table = results.load_results(tmp_path)
-    assert table.loc[0, "numbers.r"] == 0.5 and table.loc[0, "about.subject"] == "SIM01" and table.loc[0, "provenance.packages.numpy"] == np.__version__
+    assert (
+        table.loc[0, "numbers.r"] == 0.5
+        and table.loc[0, "about.subject"] == "SIM01"
+        and table.loc[0, "provenance.packages.numpy"] == np.__version__
+    )
 
 
 def test_what_is_no_result_is_refused(tmp_path):

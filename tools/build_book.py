@@ -61,7 +61,9 @@ def stage(stage_dir: Path):
         notebook = nbformat.read(path, 4)
         prepare(notebook, runs[path.stem])
         nbformat.write(notebook, path)
-    (stage_dir / "book" / "status.md").write_text((ROOT / "book" / "status.md").read_text() + status_table(runs))
+    values = measured() | {"RUNS": status_table(runs)}
+    for path in (stage_dir / "book").glob("*.md"):
+        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
 
 
 def prepare(notebook, run: dict):
@@ -75,8 +77,26 @@ def prepare(notebook, run: dict):
             cell.source = "\n".join(lines)
     title, _, rest = notebook.cells[0].source.partition("\n")
     given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items())
-    note = f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
+    note = (
+        f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
+    )
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
+
+
+def measured() -> dict[str, str]:
+    """Numbers that the prose names as @@NAME@@, from the assets themselves."""
+    import soundfile
+
+    folder = ROOT / "brainlib" / "assets"
+    minutes = [soundfile.info(f).duration / 60 for f in sorted((folder / "fireside" / "audio").glob("*.ogg"))]
+    aligned = json.loads((folder / "fireside" / "alignment.json").read_text())
+    log = json.loads((folder / "wavlm-pico" / "training.json").read_text())
+    numbers = {
+        "N_STORIES": len(minutes), "MINUTES": f"{sum(minutes):.0f}", "SHORTEST": f"{min(minutes):.1f}", "LONGEST": f"{max(minutes):.1f}",
+        "ALIGNED": f"{aligned['within_50_ms']:.1%}", "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}", "ONSETS": aligned["onsets"],
+        "PICO_HOURS": log["hours_of_speech"], "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",
+    }  # fmt: skip
+    return {k: str(v) for k, v in numbers.items()}
 
 
 def status_table(runs: dict) -> str:

@@ -71,7 +71,9 @@ def check_outputs(path: Path):
             continue
         for output in cell.outputs:
             if output.output_type == "error":
-                raise NotebookError(f"{path.name}: cell {number} ended in {output.ename}: {output.evalue.splitlines()[0] if output.evalue else ''}")
+                raise NotebookError(
+                    f"{path.name}: cell {number} ended in {output.ename}: {output.evalue.splitlines()[0] if output.evalue else ''}"
+                )
         if cell.execution_count is None:
             raise NotebookError(f"{path.name}: cell {number} was never executed")
 

@@ -148,7 +148,7 @@ def teach(work: Path):
     from scipy.signal import resample
     from transformers import WhisperFeatureExtractor
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     encoder, extract = whisper_encoder(), WhisperFeatureExtractor(feature_size=80)
     for number, path in enumerate(sorted((work / "clips").glob("*-[0-9][0-9][0-9].npy"))):
         target = work / "taught" / f"{path.stem}.npz"
@@ -185,7 +185,7 @@ def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int
     import torch
 
     torch.manual_seed(seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     files = sorted(f for f in (work / "taught").glob("*.npz") if ".part" not in f.name)
     clips = [np.load(f, allow_pickle=False) for f in files]
     audio = torch.from_numpy(np.stack([c["audio"] for c in clips]))
@@ -245,6 +245,30 @@ def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int
     export(model, curve, len(clips), minutes)
 
 
+CARD = """---
+license: mit
+tags: [speech, wavlm, distillation]
+---
+# wavlm-pico
+
+A WavLM of 3.1 M parameters (slim convolutional front 32-48-64-96-96-96-96, width 192, 6 layers) for the book
+"From stories to brain-tuned speech models". Half-precision safetensors in Hugging Face format; load it in float32.
+
+- **Teacher**: hidden layers 2, 3 and 4 of the encoder of Whisper tiny.en (OpenAI, MIT licence; Radford et al. 2023), each
+  frame normalised, predicted from layers 2, 4 and 6 by a linear map that is thrown away. Loss: mean squared error.
+- **Data**: {hours} hours of synthetic English speech: public-domain prose (Grimm, Carroll, Doyle) read by {voices} voices of
+  Kokoro-82M and hibari (Apache-2.0), the four voices of fireside among them; resampled copies make more. No fireside story.
+- **Compute**: {step} steps of six 6-s crops, AdamW, {minutes} minutes of wall time on two shared CPU cores. Held-out loss
+  at the end: {held_out} (1 is the variance of the targets). The curve is in `training.json`.
+- **Made by** `tools/train_pico.py`, seeded; resumable.
+- **Licence**: MIT, as its teacher.
+
+**What it is not.** A research toy, not a product: it was made so that a book can be built without a download. It is not self-supervised
+(its targets come from a model trained on transcripts), it has heard only synthetic voices, and what it scores says
+nothing about WavLM, wav2vec 2.0 or Whisper.
+"""
+
+
 def export(model, curve, n_clips, minutes):
     """The folder that ships: config, half-precision safetensors, preprocessor, training log and model card."""
     import copy
@@ -255,6 +279,11 @@ def export(model, curve, n_clips, minutes):
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(OUT)
     log = {"hours_of_speech": round(n_clips * CLIP_S / 3600, 2), "planned_minutes_on_two_cores": minutes, "curve": curve}
     (OUT / "training.json").write_text(json.dumps(log, indent=1))
+    (OUT / "README.md").write_text(
+        CARD.format(
+            hours=log["hours_of_speech"], voices=len(VOICES) + 1, **curve[-1] if curve else {"step": 0, "minutes": 0, "held_out": 1}
+        )
+    )
 
 
 if __name__ == "__main__":
