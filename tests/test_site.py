@@ -33,6 +33,8 @@ async function look(page, width) {
     broken: pictures.filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
     wide: pictures.filter(i => i.getBoundingClientRect().width > width).length,
     overflow: d.documentElement.scrollWidth - frame.clientWidth,
+    widest: [...d.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > width + 1)
+      .slice(0, 4).map(e => e.tagName + "." + e.className + " " + e.innerText.slice(0, 40)),
     players: d.querySelectorAll("audio").length,
     frames: d.querySelectorAll("main iframe").length,
     text: d.querySelector("main").innerText.length,
@@ -89,7 +91,7 @@ def test_no_picture_is_broken_or_wider_than_the_page(seen):
 
 def test_nothing_makes_a_phone_scroll_sideways(seen):
     for page, look in seen.items():
-        assert look["overflow"] <= 1, (page, look["overflow"])
+        assert look["overflow"] <= 1, (page, look["overflow"], look["widest"])
 
 
 def test_notebook_pages_have_figures_a_player_and_a_cortex_to_turn(seen):

@@ -76,7 +76,7 @@ def test_one_window_gives_what_the_model_gives(pico):
     audio = noise(4)
     states, times = pico.features(audio, window=10, hop=10)
     with torch.inference_mode():
-        direct = pico.hidden_states(torch.from_numpy(audio)[None])
+        direct = pico.hidden_states(torch.from_numpy(audio[: len(times) * pico.stride + 80])[None])
     for layer in range(pico.layers):
         np.testing.assert_allclose(states[layer], direct[layer][0].numpy(), atol=1e-5)
     assert len(times) == len(states[0]) == 199
@@ -93,7 +93,7 @@ def test_frames_depend_on_their_window_alone(pico):
     np.testing.assert_array_equal(states[6][late], moved[6][late])
     assert np.abs(states[6][times < 1] - moved[6][times < 1]).max() > 0.01
     future = audio.copy()
-    future[16_000 * 8 :] = noise(1, 6)
+    future[16_000 * 8 + 80 :] = noise(1, 6)[80:]  # the last frame before 8 s sees 5 ms more
     np.testing.assert_array_equal(pico.features(future, layers=[6], window=4, hop=2)[0][6][times < 7.9], states[6][times < 7.9])
 
 

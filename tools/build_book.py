@@ -48,6 +48,8 @@ def stage(stage_dir: Path):
         shutil.copy(ROOT / name, stage_dir / name)
     shutil.rmtree(stage_dir / "book", ignore_errors=True)
     shutil.copytree(ROOT / "book", stage_dir / "book")
+    shutil.rmtree(stage_dir / "_static", ignore_errors=True)
+    (stage_dir / "book" / "_static").rename(stage_dir / "_static")  # where jupyter-book looks for style sheets
     runs = json.loads((stage_dir / "runs.json").read_text()) if (stage_dir / "runs.json").exists() else {}
     for page in pages():
         if not page.startswith("notebooks/"):
@@ -114,7 +116,7 @@ def check_site(site: Path, folder: Path = ROOT):
         if not path.exists():
             raise BookError(f"{page}: no page {path}")
         text = path.read_text(encoding="utf-8")
-        if not re.search(r"<h1>\s*\S", text):
+        if not re.search(r"<h1[^>]*>\s*[^<\s]", text):
             raise BookError(f"{page}: no title")
         body = text[text.index("<main") : text.index("</main>")] if "<main" in text else text
         for image in re.findall(r"<img\b[^>]*>", body):
@@ -175,7 +177,17 @@ def main(arguments=None) -> int:
     try:
         stage(STAGE)
         shutil.rmtree(STAGE / "_build", ignore_errors=True)
-        command = [sys.executable, "-m", "jupyter_book.cli.main", "build", str(STAGE), "-n", "-W", "--keep-going", "--quiet"]
+        command = [
+            sys.executable,
+            "-c",
+            "from jupyter_book.cli.main import main; main()",
+            "build",
+            str(STAGE),
+            "-n",
+            "-W",
+            "--keep-going",
+            "--quiet",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
