@@ -167,7 +167,7 @@ def _search(matrix, target, alphas, folds, kernel):
     """himalaya's grid search without its refit: chosen alpha and cross-validated R2 of each target."""
     from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
     from himalaya.ridge import solve_group_ridge_random_search
-    from himalaya.scoring import r2_score
+    from himalaya.scoring import l2_neg_loss
     from sklearn.model_selection import check_cv
 
     search = solve_multiple_kernel_ridge_random_search if kernel else solve_group_ridge_random_search
@@ -175,11 +175,12 @@ def _search(matrix, target, alphas, folds, kernel):
     one = np.ones((1, 1), np.float32)  # a single feature space: nothing is random in this search
     deltas, _, scores = search(
         matrix[None] if kernel else [matrix], target, n_iter=_as(matrix, one), alphas=_as(matrix, alphas), cv=check_cv(folds),
-        score_func=r2_score, n_targets_batch=4000, n_alphas_batch=5, progress_bar=False, jitter_alphas=False, **options,
+        score_func=l2_neg_loss, n_targets_batch=1000, n_alphas_batch=5, progress_bar=False, jitter_alphas=False, **options,
     )  # fmt: skip
     chosen = np.exp(-deltas[0].double().cpu().numpy())
     nearest = np.abs(np.log(alphas)[:, None] - np.log(chosen)).argmin(0)  # undo float32 rounding
-    return alphas[nearest], scores.cpu().numpy().reshape(-1, len(nearest))[-1]
+    loss = -scores.cpu().numpy().reshape(-1, len(nearest))[-1]
+    return alphas[nearest], 1 - loss / np.maximum(target.var(0, correction=0).cpu().numpy(), 1e-12)
 
 
 def _as(like, values):
