@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 
 from .timing import fir
 
-BATCH_BYTES = 2e9  # of responses that are on the device at a time
+BATCH_VOXELS = 20_000  # on the device at a time, or a fifth of all voxels if that is more
 
 
 class RidgeEncoder(RegressorMixin, BaseEstimator):
@@ -89,7 +89,7 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         n_voxels = Y[0].shape[1]
         self.best_alphas_, self.cv_scores_ = np.empty(n_voxels), np.empty(n_voxels, np.float32)
         solution = np.empty((n if self.kernel_ else p, n_voxels), np.float32)
-        step = max(int(BATCH_BYTES / 4 / n), 1)
+        step = max(BATCH_VOXELS, n_voxels // 5)
         for start in range(0, n_voxels, step):
             batch = slice(start, start + step)
             target = backend.asarray(np.concatenate([y[:, batch] for y in Y]) - self.y_mean_[batch], dtype="float32")

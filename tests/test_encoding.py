@@ -55,7 +55,7 @@ def test_each_voxel_gets_the_alpha_that_its_held_out_stories_prefer():
 def test_batches_of_voxels_change_nothing(monkeypatch):
     X, Y = stories(n_voxels=7)
     whole = RidgeEncoder(delays=(1, 2)).fit(X, Y)
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 4 * 240 * 3)  # three voxels at a time
+    monkeypatch.setattr(encoding, "BATCH_VOXELS", 3)  # three voxels at a time
     parts = RidgeEncoder(delays=(1, 2)).fit(X, Y)
     np.testing.assert_array_equal(whole.best_alphas_, parts.best_alphas_)
     np.testing.assert_allclose(whole.coef_, parts.coef_, atol=1e-5)
