@@ -34,7 +34,7 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     ----------
     best_alphas_ : array of shape (n_voxels,)
     cv_scores_ : array of shape (n_voxels,)
-        Mean cross-validated R2 at the chosen penalty.
+        Mean cross-validated R2 at the chosen penalty; NaN where `alphas` is a single value, which is not searched.
     coef_ : array of shape (n_delays * n_features, n_voxels)
         Block d holds the weights at ``delays[d]``. In the kernel form it is computed when asked for.
     edges_ : tuple of two floats
@@ -93,7 +93,10 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         for start in range(0, n_voxels, step):
             batch = slice(start, start + step)
             target = backend.asarray(np.concatenate([y[:, batch] for y in Y]) - self.y_mean_[batch], dtype="float32")
-            chosen, self.cv_scores_[batch] = _search(gram.to(design) if self.kernel_ else design, target, alphas, folds, self.kernel_)
+            if len(alphas) > 1:
+                chosen, self.cv_scores_[batch] = _search(gram.to(design) if self.kernel_ else design, target, alphas, folds, self.kernel_)
+            else:  # nothing to choose
+                chosen, self.cv_scores_[batch] = np.full(target.shape[1], alphas[0]), np.nan
             self.best_alphas_[batch] = chosen
             projected = vectors.T @ (target if self.kernel_ else design.T @ target)
             for alpha in np.unique(chosen):  # one shrinkage for all voxels that share a penalty
@@ -109,6 +112,8 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     def _warn_at_edges(self, alphas, top):
         lower = float(np.mean(np.isclose(self.best_alphas_, alphas[0])))
         upper = float(np.mean(np.isclose(self.best_alphas_, alphas[-1]))) if alphas[-1] < 9.99 * top else 0.0
+        if len(alphas) == 1:
+            lower = upper = 0.0
         self.edges_ = (lower, upper)
         for share, which, remedy in ((lower, "smallest", "smaller"), (upper, "largest", "larger")):
             if share > 0.05:
