@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 
 from .timing import fir
 
-BATCH_VOXELS = 20_000  # on the device at a time, or a fifth of all voxels if that is more
+BATCH_VOXELS = 10_000  # on the device at a time
 
 
 class RidgeEncoder(RegressorMixin, BaseEstimator):
@@ -89,10 +89,12 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         n_voxels = Y[0].shape[1]
         self.best_alphas_, self.cv_scores_ = np.empty(n_voxels), np.empty(n_voxels, np.float32)
         solution = np.empty((n if self.kernel_ else p, n_voxels), np.float32)
-        step = max(BATCH_VOXELS, n_voxels // 5)
+        step = BATCH_VOXELS
         for start in range(0, n_voxels, step):
             batch = slice(start, start + step)
-            target = backend.asarray(np.concatenate([y[:, batch] for y in Y]) - self.y_mean_[batch], dtype="float32")
+            target = np.concatenate([y[:, batch] for y in Y]).astype(np.float32, copy=False)
+            target -= self.y_mean_[batch]
+            target = backend.asarray(target, dtype="float32")
             if len(alphas) > 1:
                 chosen, self.cv_scores_[batch] = _search(gram.to(design) if self.kernel_ else design, target, alphas, folds, self.kernel_)
             else:  # nothing to choose
