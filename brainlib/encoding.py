@@ -89,14 +89,14 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         n_voxels = Y[0].shape[1]
         self.best_alphas_, self.cv_scores_ = np.empty(n_voxels), np.empty(n_voxels, np.float32)
         solution = np.empty((n if self.kernel_ else p, n_voxels), np.float32)
-        step = BATCH_VOXELS
-        for start in range(0, n_voxels, step):
-            batch = slice(start, start + step)
+        searched = gram.to(design) if self.kernel_ else design
+        for start in range(0, n_voxels, BATCH_VOXELS):
+            batch = slice(start, start + BATCH_VOXELS)
             target = np.concatenate([y[:, batch] for y in Y]).astype(np.float32, copy=False)
             target -= self.y_mean_[batch]
             target = backend.asarray(target, dtype="float32")
             if len(alphas) > 1:
-                chosen, self.cv_scores_[batch] = _search(gram.to(design) if self.kernel_ else design, target, alphas, folds, self.kernel_)
+                chosen, self.cv_scores_[batch] = _search(searched, target, alphas, folds, self.kernel_)
             else:  # nothing to choose
                 chosen, self.cv_scores_[batch] = np.full(target.shape[1], alphas[0]), np.nan
             self.best_alphas_[batch] = chosen

@@ -19,7 +19,7 @@ from scipy import signal
 from . import lowlevel
 from .datasets import MIDDLE, Dataset, Story
 from .runtime import atomic, cache_dir
-from .timing import LEAD_IN_S, TR_S, scan_trs, tr_centres
+from .timing import LEAD_IN_S, TR_S, downsample, scan_trs
 from .topography import REGIONS, RIGHT, cortex, field, nearest_region, rois
 
 ASSETS = Path(__file__).parent / "assets" / "fireside"
@@ -100,7 +100,7 @@ def _assets_hash() -> str:
 
 
 def _lay_out(root: Path, noise: str):
-    """Sound, TextGrids, scan lengths and description; a tree of another version is refused, not mixed with."""
+    """Sound, TextGrids, scan lengths and description; responses of another version are removed, another data set is refused."""
     described = root / "dataset_description.json"
     train = [s for s in _stories() if s not in REPEATS]
     most = max(REPEATS.values())
@@ -136,7 +136,7 @@ def _write_json(path, content):
 
 
 # ------------------------------------------------------------------ what is planted in time
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1)
 def _token_means():
     """Mean articulation over all phonemes and mean word vector over all words, so that the planted features carry no rate."""
     stories = [embedded_story(s) for s in _stories()]
@@ -160,7 +160,7 @@ def word_vectors(story):
     table = _glove()
     width = len(next(iter(table.values())))
     rows = [table.get(w.lower(), np.zeros(width, np.float32)) for w in story.words.text]
-    return np.array(rows, np.float32).reshape(-1, width), (story.words.start + story.words.end).to_numpy() / 2
+    return np.array(rows, np.float32).reshape(-1, width), lowlevel.middles(story.words)
 
 
 @lru_cache(maxsize=64)
@@ -184,8 +184,6 @@ def _planted(name: str) -> dict[str, np.ndarray]:
 
 def planted_features(story, level: str) -> np.ndarray:
     """What drives a simulated voxel of that level, before the haemodynamic response: (n_trs, n_features), at TRs."""
-    from .timing import downsample
-
     if level not in LEVELS:
         raise KeyError(f"no planted level {level!r}; found {list(LEVELS)}")
     values = _planted(story.name)[level]
@@ -209,8 +207,7 @@ def _driven() -> dict[str, list[np.ndarray]]:
         stories = []
         for name in _stories():
             values = _planted(name)[level]
-            rows = scan_trs(embedded_story(name).duration) - 20
-            at = (tr_centres(rows) * RATE_HZ).astype(int)
+            at = (embedded_story(name).tr_times * RATE_HZ).astype(int)
             seen = [signal.fftconvolve(values, hrf(p)[:, None], axes=0)[: len(values)][at] for p in HRF_PEAKS_S]
             stories.append(np.stack(seen).astype(np.float32))
         everything = np.concatenate(stories, axis=1)

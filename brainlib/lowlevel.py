@@ -110,7 +110,7 @@ def phoneme_names(story) -> list[str]:
 
 def phonemes(story):
     """One column for each of the 39 phones, a one at the middle of each phoneme; an unknown symbol is a row of zeros."""
-    return np.array([[float(p == q) for q in PHONES] for p in phoneme_names(story)], np.float32).reshape(-1, len(PHONES)), _middles(
+    return np.array([[float(p == q) for q in PHONES] for p in phoneme_names(story)], np.float32).reshape(-1, len(PHONES)), middles(
         story.phonemes
     )
 
@@ -119,16 +119,16 @@ def articulation(story):
     """22 articulatory features at the middle of each phoneme (place, manner, voicing; height, backness, rounding)."""
     sets = [set(v.split()) for v in ARTICULATION.values()]
     rows = [[float(p in s) for s in sets] for p in phoneme_names(story)]
-    return np.array(rows, np.float32).reshape(-1, len(sets)), _middles(story.phonemes)
+    return np.array(rows, np.float32).reshape(-1, len(sets)), middles(story.phonemes)
 
 
 def _ngrams(story, n, n_columns):
     """Hashed n-grams of phonemes: the commonest n-grams of English are many, so each falls in one of `n_columns` bins."""
-    names, middles = phoneme_names(story), _middles(story.phonemes)
+    names, times = phoneme_names(story), middles(story.phonemes)
     out = np.zeros((max(len(names) - n + 1, 0), n_columns), np.float32)
     for i in range(len(out)):
         out[i, zlib.crc32(" ".join(names[i : i + n]).encode()) % n_columns] = 1
-    return out, np.array([middles[i : i + n].mean() for i in range(len(out))])
+    return out, np.array([times[i : i + n].mean() for i in range(len(out))])
 
 
 def diphones(story):
@@ -143,15 +143,16 @@ def triphones(story):
 
 def wordrate(story):
     """A one at the middle of each word."""
-    return np.ones((len(story.words), 1), np.float32), _middles(story.words)
+    return np.ones((len(story.words), 1), np.float32), middles(story.words)
 
 
 def phonemerate(story):
     """A one at the middle of each phoneme (silences and fillers are not phonemes)."""
-    return np.ones((len(story.phonemes), 1), np.float32), _middles(story.phonemes)
+    return np.ones((len(story.phonemes), 1), np.float32), middles(story.phonemes)
 
 
-def _middles(table) -> np.ndarray:
+def middles(table) -> np.ndarray:
+    """Middle of each word or phoneme of a table with `start` and `end`, seconds: (n,)."""
     return (table.start.to_numpy(float) + table.end.to_numpy(float)) / 2
 
 

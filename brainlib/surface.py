@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
+from .topography import N_VERTICES, medial_wall
 
 
 @lru_cache(maxsize=1)
@@ -15,9 +15,8 @@ def _meshes():
     from nilearn.surface import SurfaceImage
 
     mesh = load_fsaverage("fsaverage5")
-    parts = {k: load_fsaverage_data(mesh="fsaverage5", data_type=k).data.parts for k in ("thickness", "sulcal")}
-    sulci = SurfaceImage(mesh["inflated"], parts["sulcal"])
-    return mesh, sulci, {side: values < 1.0 for side, values in parts["thickness"].items()}
+    sulci = load_fsaverage_data(mesh="fsaverage5", data_type="sulcal").data.parts
+    return mesh, SurfaceImage(mesh["inflated"], sulci)
 
 
 def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
@@ -42,7 +41,7 @@ def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
     vertices, values = ds.vertices(subject), np.asarray(values, float)
     if values.shape != vertices.shape:
         raise ValueError(f"{values.shape} values but {vertices.shape} voxels of {subject}: one value a voxel")
-    mesh, _, wall = _meshes()
+    mesh, wall = _meshes()[0], medial_wall()
     filled = np.full(2 * N_VERTICES, np.nan)
     for side, first in (("left", 0), ("right", N_VERTICES)):
         here = (vertices >= first) & (vertices < first + N_VERTICES)

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
 N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
 
 # name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, planted levels' shares, region
@@ -31,17 +32,25 @@ RIGHT = 0.75  # strength of the right hemisphere beyond auditory cortex: languag
 
 
 @lru_cache(maxsize=1)
+def medial_wall() -> dict[str, np.ndarray]:
+    """Where fsaverage5 is no cortex, by hemisphere, (10242,) booleans: cortex thinner than 1 mm."""
+    from nilearn.datasets import load_fsaverage_data
+
+    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
+    return {side: values <= 1.0 for side, values in thickness.items()}
+
+
+@lru_cache(maxsize=1)
 def cortex():
     """Vertices of both hemispheres, smoothing matrix of each, distance of every vertex from every region's centre."""
-    from nilearn.datasets import load_fsaverage, load_fsaverage_data
+    from nilearn.datasets import load_fsaverage
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import dijkstra
 
     mesh = load_fsaverage("fsaverage5")
-    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
     vertices, smoothers, distances = [], [], []
     for side, sign in (("left", 1), ("right", -1)):
-        keep = np.flatnonzero(thickness[side][:N_HEMI] > 1.0)  # cortex thinner than 1 mm is the medial wall
+        keep = np.flatnonzero(~medial_wall()[side][:N_HEMI])
         middle = (mesh["pial"].parts[side].coordinates + mesh["white_matter"].parts[side].coordinates) / 2
         edges = mesh["pial"].parts[side].faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
         length = np.linalg.norm(middle[edges[:, 0]] - middle[edges[:, 1]], axis=1)
@@ -54,7 +63,7 @@ def cortex():
         angle = np.arccos(np.clip(sphere @ sphere.T, -1, 1))
         kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(np.float32)  # about 10 mm full width at half maximum
         smoothers.append(kernel / np.linalg.norm(kernel, axis=1, keepdims=True))
-        vertices.append(keep + (0 if side == "left" else 10242))
+        vertices.append(keep + (0 if side == "left" else N_VERTICES))
     return np.concatenate(vertices), smoothers, np.concatenate(distances, axis=1).astype(np.float32), len(vertices[0])
 
 

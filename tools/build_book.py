@@ -31,13 +31,13 @@ class BookError(Exception):
     """A site that must not be published; the message is one line."""
 
 
-def config(folder: Path = ROOT) -> dict:
-    return yaml.safe_load((folder / "_config.yml").read_text())
+def config() -> dict:
+    return yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
-def pages(folder: Path = ROOT) -> list[str]:
+def pages() -> list[str]:
     """Every entry of the table of contents, in order."""
-    toc = yaml.safe_load((folder / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     return [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
 
 
@@ -107,11 +107,11 @@ def status_table(runs: dict) -> str:
 
 
 # ------------------------------------------------------------------ assertions on the site
-def check_site(site: Path, folder: Path = ROOT):
+def check_site(site: Path):
     """Every page is there with its title; notebooks have outputs, alt texts and one Colab link to a file in git."""
-    settings = config(folder)["repository"]
+    settings = config()["repository"]
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    for page in pages(folder):
+    for page in pages():
         path = site / f"{page}.html"
         if not path.exists():
             raise BookError(f"{page}: no page {path}")
@@ -151,7 +151,7 @@ def holders() -> list[Path]:
 
 def addresses(text: str) -> set[str]:
     """Every `owner/name` that a text gives as this book's own address (marked by the book's install, badge or clone line)."""
-    own = r"(?:colab/?\S*?github/|git\+https://github\.com/|git clone https://github\.com/|book-address: https://github\.com/|colab\.research\.google\.com/github/)([\w.-]+/[\w-]+)"
+    own = r"(?:git\+https://github\.com/|git clone https://github\.com/|colab\.research\.google\.com/github/)([\w.-]+/[\w-]+)"
     return set(re.findall(own, text))
 
 

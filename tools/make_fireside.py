@@ -267,7 +267,6 @@ def vectors(n_components: int = 20):
 
 
 # ------------------------------------------------------------------ independent check
-SPELLINGS = {}  # words that pocketsphinx's dictionary spells otherwise
 
 
 def check(names):
@@ -285,7 +284,7 @@ def check(names):
         errors, unknown = [], 0
         for chunk in phrases(words):
             start, end = max(chunk[0].start - 0.15, 0), chunk[-1].end + 0.15
-            labels = [SPELLINGS.get(w.label.lower(), w.label.lower()) for w in chunk]
+            labels = [w.label.lower() for w in chunk]
             if any(decoder.lookup_word(w) is None for w in labels):
                 unknown += len(chunk)
                 continue
