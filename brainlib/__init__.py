@@ -7,7 +7,7 @@ Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlev
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["datasets", "encoding", "files", "fireside", "lowlevel", "results", "runtime", "speech", "surface", "timing", "topography"]
+__all__ = ["adapters", "datasets", "encoding", "files", "fireside", "lowlevel", "results", "runtime", "speech", "surface", "timing", "topography"]
 
 
 def __getattr__(name):

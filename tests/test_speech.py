@@ -3,15 +3,62 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModel,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)  # fmt: skip
 
 from brainlib import speech
-from brainlib.speech import SpeechEncoder
+from brainlib.runtime import cache_dir
+from brainlib.speech import Fronts, SpeechEncoder, check_adapters_act, fuse_attention
 
 SMALL = dict(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(8,) * 7, num_conv_pos_embeddings=16,
     num_conv_pos_embedding_groups=2, apply_spec_augment=False,
 )  # fmt: skip
+
+
+WHISPER = dict(
+    d_model=24, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
+    decoder_ffn_dim=48, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+)  # fmt: skip
+KINDS = {"wavlm": (WavLMModel, WavLMConfig), "wav2vec2": (Wav2Vec2Model, Wav2Vec2Config), "hubert": (HubertModel, HubertConfig)}
+FOLDERS = [(k, n, s) for k in KINDS for n, s in (("group", False), ("layer", True))] + [("hubert", "layer", False), ("whisper", "", True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of a small model of each configuration, random weights, as a reader would have it from the hub."""
+
+    def make(kind, norm, stable):
+        path = tmp_path_factory.getbasetemp() / f"{kind}-{norm}-{stable}"
+        if not path.exists():
+            torch.manual_seed(0)
+            if kind == "whisper":
+                WhisperModel(WhisperConfig(**WHISPER)).save_pretrained(path)
+                WhisperFeatureExtractor(feature_size=80).save_pretrained(path)
+            else:
+                model, config = KINDS[kind]
+                model(config(**SMALL, feat_extract_norm=norm, do_stable_layer_norm=stable)).save_pretrained(path)
+                Wav2Vec2FeatureExtractor(do_normalize=stable).save_pretrained(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +94,62 @@ def test_the_fused_attention_changes_no_output(pico, padded):
     assert max(float((x - y).abs().max()) for x, y in zip(a, b)) < 1e-5
 
 
-def test_an_adapter_around_a_projection_acts_and_gets_a_gradient():
-    """In transformers' own attention the wrapped projection is never called; here it is."""
-
-    class Adapter(torch.nn.Module):
-        def __init__(self, base):
-            super().__init__()
-            self.base, self.weight, self.bias = base, base.weight, base.bias
-            self.delta = torch.nn.Parameter(torch.zeros(base.out_features, base.in_features))
-
-        def forward(self, x):
-            return self.base(x) + x @ self.delta.T
-
+def lora(model, **options):
     torch.manual_seed(0)
-    model = WavLMModel(WavLMConfig(**SMALL)).eval()
-    assert speech.fuse_attention(model) == 2
-    adapters = []
-    for layer in model.encoder.layers:
-        for name in ("q_proj", "k_proj", "v_proj"):
-            adapters.append(Adapter(getattr(layer.attention, name)))
-            setattr(layer.attention, name, adapters[-1])
-    out = model(torch.from_numpy(noise(1))[None]).last_hidden_state
-    (out * torch.randn_like(out)).sum().backward()
-    assert all(float(a.delta.grad.abs().max()) > 0 for a in adapters)
+    return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], **options))
+
+
+def test_stock_wavlm_with_lora_is_caught_and_ours_is_not(folder):
+    stock = lora(AutoModel.from_pretrained(folder("wavlm", "group", False)))
+    with pytest.raises(RuntimeError, match="12 of 12 adapter tensors change nothing.*fuse_attention"):
+        check_adapters_act(stock, noise(1))
+    assert fuse_attention(stock) == 2
+    assert check_adapters_act(stock, noise(1)) == 12
+
+
+@pytest.mark.parametrize("kind, norm, stable", FOLDERS)
+def test_stock_peft_acts_on_every_family(folder, kind, norm, stable):
+    encoder = SpeechEncoder.from_pretrained(str(folder(kind, norm, stable)), device="cpu")
+    clips = torch.from_numpy(noise(1))[None]
+    plain, name = encoder.hidden_states(clips)[-1].detach(), encoder.fingerprint()
+    lora(encoder.model)
+    states = {k: v.clone() for k, v in encoder.model.state_dict().items()}
+    assert check_adapters_act(encoder, noise(1)) == 12
+    assert all(torch.equal(v, states[k]) for k, v in encoder.model.state_dict().items()) and not encoder.model.training
+    torch.testing.assert_close(encoder.hidden_states(clips)[-1].detach(), plain)  # a new LoRA adds nothing yet
+    assert encoder.fingerprint() != name
+
+
+def test_adapters_that_are_off_or_not_there_are_told(folder):
+    model = WavLMModel(WavLMConfig(**SMALL))
+    with pytest.raises(ValueError, match="no adapters"):
+        check_adapters_act(model, noise(1))
+    fuse_attention(model)
+    adapted = lora(model)
+    with adapted.disable_adapter(), pytest.raises(RuntimeError, match="or they are disabled"):
+        check_adapters_act(adapted, noise(1))
+
+
+def test_merging_an_adapter_gives_the_adapted_model(folder):
+    encoder = SpeechEncoder.from_pretrained(str(folder("wavlm", "layer", True)), device="cpu")
+    clips = torch.from_numpy(noise(1))[None]
+    plain = encoder.hidden_states(clips)[-1].detach()
+    adapted = lora(encoder.model, init_lora_weights=False)
+    tuned = encoder.hidden_states(clips)[-1].detach()
+    encoder.model = adapted.merge_and_unload()
+    torch.testing.assert_close(encoder.hidden_states(clips)[-1].detach(), tuned, atol=1e-5, rtol=1e-4)
+    assert float((tuned - plain).abs().max()) > 0.01
+
+
+def test_attention_dropout_is_honoured_in_training_alone():
+    none = dict.fromkeys(("hidden_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
+    torch.manual_seed(0)
+    model = WavLMModel(WavLMConfig(**SMALL, **none, attention_dropout=0.5))
+    fuse_attention(model)
+    clips = torch.from_numpy(noise(1))[None]
+    a, b = (model.train()(clips).last_hidden_state for _ in range(2))
+    c, d = (model.eval()(clips).last_hidden_state for _ in range(2))
+    assert not torch.equal(a, b) and torch.equal(c, d)
 
 
 def test_one_window_gives_what_the_model_gives(pico):
@@ -118,19 +198,149 @@ def test_random_weights_are_another_model_and_repeatable(pico):
     assert one.name == "wavlm-pico-random1"
 
 
-@pytest.mark.parametrize("kind, config", [(WavLMModel, WavLMConfig), (Wav2Vec2Model, Wav2Vec2Config), (HubertModel, HubertConfig)])
-@pytest.mark.parametrize("norm, stable", [("group", False), ("layer", True)])
-def test_folders_of_each_family_are_read(tmp_path, kind, config, norm, stable):
-    torch.manual_seed(0)
-    kind(config(**SMALL, feat_extract_norm=norm, do_stable_layer_norm=stable)).save_pretrained(tmp_path)
-    encoder = SpeechEncoder.from_pretrained(str(tmp_path), device="cpu")
-    states, times = encoder.features(noise(1.5), window=1, hop=0.5)
-    assert sorted(states) == [0, 1, 2] and states[2].shape == (len(times), 24) and np.isfinite(states[2]).all()
+@pytest.mark.parametrize("kind, norm, stable", FOLDERS)
+def test_hidden_states_are_those_of_the_stock_model(folder, kind, norm, stable):
+    """Base and large, post- and pre-norm; with the normalisation that the folder's own feature extractor does."""
+    path = folder(kind, norm, stable)
+    encoder = SpeechEncoder.from_pretrained(str(path), device="cpu")
+    stock = AutoModel.from_pretrained(path).eval()
+    sound = noise(30 if kind == "whisper" else 2)
+    with torch.inference_mode():
+        if kind == "whisper":
+            wanted = stock.encoder(
+                WhisperFeatureExtractor()(sound, sampling_rate=16_000, return_tensors="pt").input_features, output_hidden_states=True
+            )
+        else:
+            extract = Wav2Vec2FeatureExtractor.from_pretrained(path)
+            wanted = stock(extract(sound, sampling_rate=16_000, return_tensors="pt").input_values, output_hidden_states=True)
+        found = encoder.hidden_states(torch.from_numpy(sound)[None])
+        some = encoder.hidden_states(torch.from_numpy(sound)[None], layers=[1])
+    # the last one after the final norm of a pre-norm model, whatever the version of transformers puts last into hidden_states
+    assert len(found) == len(wanted.hidden_states) == encoder.layers
+    for ours, theirs in zip(found, (*wanted.hidden_states[:-1], wanted.last_hidden_state)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(some[0], found[1])
+
+
+def test_whisper_hears_short_windows_without_padding(folder):
+    encoder = SpeechEncoder.from_pretrained(str(folder("whisper", "", True)), device="cpu")
+    audio = noise(7.3)
+    states, times = encoder.features(audio, window=4, hop=2)
+    assert len(times) == len(states[2]) == int(7.3 * 50) and times[-1] < 7.3
+    np.testing.assert_allclose(np.diff(times), 0.02)
+    longer = np.concatenate([audio, noise(3, 9)])  # what comes after a window cannot reach it
+    np.testing.assert_array_equal(encoder.features(longer, window=4, hop=2)[0][2][:300], states[2][:300])
+    with pytest.raises(ValueError, match="window 40.*positions for 30 s"):
+        encoder.features(audio, window=40, hop=2)
+    encoder.model.save_pretrained(cache_dir("encoder-alone"))
+    alone = SpeechEncoder.from_pretrained(str(cache_dir("encoder-alone")), device="cpu")
+    np.testing.assert_array_equal(alone.features(audio, [2], 4, 2)[0][2], states[2])
+    fresh = SpeechEncoder.from_pretrained(str(folder("whisper", "", True)), random_weights=True, seed=3, device="cpu")
+    assert fresh.fingerprint() != alone.fingerprint()
+
+
+def plain_protocol(path, sound, window=1.6, stride=0.1):
+    """One window a call, whole model, last frame: the field's protocol with nothing clever in it."""
+    extract, model, rows = Wav2Vec2FeatureExtractor.from_pretrained(path), AutoModel.from_pretrained(path).eval(), []
+    for k in range(1, round(len(sound) / 16_000 / stride) + 1):
+        end = round(k * stride * 16_000)
+        clip = sound[max(0, end - round(window * 16_000)) : end]
+        with torch.inference_mode():
+            out = model(extract(clip, sampling_rate=16_000, return_tensors="pt").input_values, output_hidden_states=True)
+        rows.append([h[0, -1].numpy() for h in (*out.hidden_states[:-1], out.last_hidden_state)])
+    return np.array(rows).transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize("kind, norm, stable", [f for f in FOLDERS if f[0] != "whisper"])
+def test_exact_is_the_field_s_protocol(folder, kind, norm, stable):
+    path, sound = folder(kind, norm, stable), noise(4)
+    states, times = SpeechEncoder.from_pretrained(str(path), device="cpu").features(sound, window=1.6, exact=True)
+    for layer, wanted in enumerate(plain_protocol(path, sound)):
+        np.testing.assert_allclose(states[layer], wanted, atol=1e-4)
+    np.testing.assert_allclose(times, np.arange(1, 41) / 10)
+
+
+def test_no_block_above_the_highest_layer_is_run(pico, monkeypatch):
+    ran = []
+    hooks = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(pico.model.encoder.layers)]
+    pico.features(noise(2), layers=[0, 2], cache=False)
+    for hook in hooks:
+        hook.remove()
+    assert set(ran) == {0, 1}
+
+
+def test_pooled_features_are_means_of_frames(pico):
+    audio = noise(5.27)
+    fine, at = pico.features(audio, [3], 4, 2)
+    coarse, times = pico.features(audio, [3], 4, 2, pool=0.1)
+    n = len(at) // 5
+    np.testing.assert_allclose(coarse[3], fine[3][: n * 5].reshape(n, 5, -1).mean(1), atol=1e-5)
+    np.testing.assert_allclose(times, at[: n * 5].reshape(n, 5).mean(1))
+
+
+def test_features_are_kept_and_read_back(pico, monkeypatch):
+    audio = noise(3)
+    first, _ = pico.features(audio, [1, 4], 2, 1)
+    files = sorted(p.name for p in cache_dir("features").rglob("*.npy"))
+    assert files == ["layer1.npy", "layer4.npy"] and not list(cache_dir("features").rglob("*.part"))
+    with monkeypatch.context() as m:
+        m.setattr(pico, "transform", None)  # cannot be called
+        again, _ = pico.features(audio, [4, 1], 2, 1)
+    np.testing.assert_array_equal(again[4], first[4])
+    next(cache_dir("features").rglob("layer1.npy")).write_bytes(b"half a file")
+    np.testing.assert_array_equal(pico.features(audio, [1], 2, 1)[0][1], first[1])
+    for other in (dict(audio=noise(3, 1)), dict(hop=0.5), dict(pool=0.1)):
+        given = dict(audio=audio, layers=[1], window=2, hop=1) | other
+        assert pico.features(**given)[0][1].shape != first[1].shape or np.abs(pico.features(**given)[0][1] - first[1]).max() > 0
+
+
+def test_a_changed_weight_or_adapter_is_another_model(folder):
+    encoder = SpeechEncoder.from_pretrained(str(folder("wavlm", "group", False)), device="cpu")
+    before, _ = encoder.features(noise(1), [2])
+    lora(encoder.model, init_lora_weights=False)
+    after, _ = encoder.features(noise(1), [2])
+    assert np.abs(after[2] - before[2]).max() > 0.01
+
+
+def test_a_batch_that_does_not_fit_is_halved(pico, monkeypatch):
+    sizes, real = [], pico.front
+
+    def front(clips):
+        sizes.append(len(clips))
+        if len(clips) > 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(clips)
+
+    audio = noise(9)
+    wanted, _ = pico.features(audio, [1], 2, 1, cache=False)
+    monkeypatch.setattr(pico, "front", front)
+    found, _ = pico.features(audio, [1], 2, 1, batch_size=8, cache=False)
+    assert max(sizes) == 8 and sizes.count(2) >= 2
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-4)
+
+
+def test_fronts_are_computed_once_within_their_room(pico, monkeypatch):
+    clips = torch.from_numpy(np.stack([noise(2), noise(2, 1)]))
+    fronts, tight = Fronts(pico), Fronts(pico, max_gb=1e-6)
+    first = fronts("a", clips)
+    torch.testing.assert_close(pico.transform(first)[6], pico.hidden_states(clips)[6])
+    torch.testing.assert_close(tight("a", clips), first)
+    monkeypatch.setattr(pico, "front", None)
+    assert torch.equal(fronts("a", clips), first)
+    with pytest.raises(TypeError):  # not kept: has to be computed
+        tight("a", clips)
 
 
 def test_a_model_that_is_not_there_or_not_of_a_family_is_refused(tmp_path):
     with pytest.raises(OSError, match="nowhere: no model there.*offline, give a folder"):
         SpeechEncoder.from_pretrained("nowhere")
+    WavLMConfig(**SMALL).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="no model there.*offline, give a folder"):  # no weights
+        SpeechEncoder.from_pretrained(str(tmp_path))
+    Wav2Vec2Model(Wav2Vec2Config(**SMALL)).save_pretrained(tmp_path / "w")
+    WavLMConfig(**SMALL).save_pretrained(tmp_path / "w")
+    with pytest.raises(ValueError, match="lacks .* of the encoder's weights"):
+        SpeechEncoder.from_pretrained(str(tmp_path / "w"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="'bert' model; expected one of"):
         SpeechEncoder.from_pretrained(str(tmp_path))
@@ -144,6 +354,7 @@ def test_a_model_that_is_not_there_or_not_of_a_family_is_refused(tmp_path):
         (np.full(16_000, np.nan, np.float32), {}, "finite: False"),
         (np.zeros(16_000, np.float32), {"hop": 20.0}, "0 < hop <= window"),
         (np.zeros(16_000, np.float32), {"layers": [9]}, "no layers"),
+        (np.zeros(16_000, np.float32), {"hop": 0.02, "exact": True}, "hop >= 0.025"),
     ],
 )
 def test_bad_input_is_refused(pico, audio, options, message):
