@@ -11,13 +11,14 @@ steps   One training step of LoRA with the convolutional front computed anew and
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 
 import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel, WavLMConfig
 
 from brainlib import datasets, encoding, timing
 from brainlib.speech import ASSETS, DEFAULT_HOP, DEFAULT_WINDOW, RATE, Fronts, SpeechEncoder
@@ -82,28 +83,32 @@ def scores(encoder, ds, subject, n_stories):
     return table, share
 
 
-def steps(encoder, ds, minutes=2):
-    """Table: seconds of one LoRA training step over `minutes` of speech, front anew and front kept."""
-    get_peft_model(encoder.model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj"]))
-    audio, rows = torch.from_numpy(ds.story(ds.split["train"][0]).audio[: minutes * 60 * RATE]), []
-    for window in (5, 10, 20, 30):
-        clips, fronts = audio.unfold(0, window * RATE, window * RATE), Fronts(encoder)
+def steps(pico, ds):
+    """Table: seconds of one LoRA training step over some speech, front computed anew and kept."""
+    with tempfile.TemporaryDirectory() as folder:  # as large as WavLM-base-plus; random weights cost the same
+        WavLMConfig().save_pretrained(folder)
+        base = SpeechEncoder.from_pretrained(folder, device="cpu", random_weights=True)
+    audio, rows = torch.from_numpy(ds.story(ds.split["train"][0]).audio), []
+    for name, encoder, seconds, windows in (("wavlm-pico", pico, 120, (5, 10, 20, 30)), ("base-sized", base, 20, (5, 10, 20))):
+        get_peft_model(encoder.model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj"]))
+        for window in windows:
+            starts = range(0, seconds * RATE, window * RATE)
+            anew, kept = (step_seconds(encoder, Fronts(encoder, max_gb=room), audio, starts, window * RATE) for room in (0, 4))
+            rows.append({"model": name, "window (s)": window, "front anew (s)": anew / seconds, "front kept (s)": kept / seconds})
+    table = pd.DataFrame(rows).assign(**{"times faster": lambda t: t["front anew (s)"] / t["front kept (s)"]})
+    return table.rename(columns=lambda c: c.replace("(s)", "(s a second of speech)") if c.startswith("front") else c)
 
-        def step(front, clips=clips):
-            for part in front.split(4):
-                encoder.transform(part)[encoder.layers - 1].square().mean().backward()
 
-        def measured(work):
-            work()
+def step_seconds(encoder, fronts, audio, starts, length, repeats=4):
+    """Seconds of forward and backward over the clips, two at a time, after the fronts have been asked for once."""
+    parts = [list(starts[i : i + 2]) for i in range(0, len(starts), 2)]
+    for turn in range(repeats + 1):
+        if turn == 1:  # the first was to warm up and to fill
             start = time.perf_counter()
-            for _ in range(3):
-                work()
-            return (time.perf_counter() - start) / 3
-
-        anew = measured(lambda: step(torch.cat([encoder.front(p) for p in clips.split(4)])))
-        kept = measured(lambda: step(fronts("story", clips)))
-        rows.append({"window (s)": window, "front anew (s)": anew, "front kept (s)": kept, "times faster": anew / kept})
-    return pd.DataFrame(rows)
+        for part in parts:
+            front = fronts("story", audio, part, length)
+            encoder.transform(front)[encoder.layers - 1].square().mean().backward()
+    return (time.perf_counter() - start) / repeats
 
 
 if __name__ == "__main__":

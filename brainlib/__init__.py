@@ -1,13 +1,30 @@
 """brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
 
-Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `datasets`, `topography`, `fireside`, `speech`,
-`encoding`, `surface`, `results`. Each is short enough to read; nothing heavy is imported until it is used.
+Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `datasets`, `topography`, `fireside`,
+`adapters`, `speech`, `encoding`, `surface`, `results`, `recipes`, `network`, `judging`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
 """
 
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["adapters", "datasets", "encoding", "files", "fireside", "lowlevel", "results", "runtime", "speech", "surface", "timing", "topography"]
+__all__ = [
+    "adapters",
+    "datasets",
+    "encoding",
+    "files",
+    "fireside",
+    "judging",
+    "lowlevel",
+    "network",
+    "recipes",
+    "results",
+    "runtime",
+    "speech",
+    "surface",
+    "timing",
+    "topography",
+    "tuning",
+]
 
 
 def __getattr__(name):

@@ -144,7 +144,7 @@ class SpeechEncoder:
         window = window or (16.1 if exact else DEFAULT_WINDOW)
         hop = hop or (0.1 if exact else DEFAULT_HOP)
         self._check(audio, layers, window, hop, exact)
-        jobs, times, per = self._plan(len(audio), window, hop, exact, pool)
+        jobs, times, per = self.plan(len(audio), window, hop, exact, pool)
         if not cache:
             return self._run(audio, layers, jobs, len(times), per, batch_size), times
         key = hashlib.blake2b(audio.tobytes(), digest_size=8, person=self.fingerprint().encode())
@@ -159,7 +159,7 @@ class SpeechEncoder:
                 np.save(part, states[layer])
         return states, times
 
-    def _plan(self, n_samples, window, hop, exact, pool):
+    def plan(self, n_samples, window, hop, exact, pool):
         """-> {samples in the window: [(first sample, frames to keep: from, to, row of the first)]}, times, frames a row."""
         jobs = defaultdict(list)
         if exact:
@@ -206,11 +206,11 @@ class SpeechEncoder:
         return states
 
     def _batch_size(self, length):
-        """Windows of `length` samples that fit half of the free GPU memory; a handful on a CPU, where more gains nothing."""
+        """Windows of `length` samples that fit half of the free GPU memory; half a minute on a CPU, where more is slower."""
         import torch
 
         if not self.device.startswith("cuda"):
-            return int(np.clip(4 * 16 * RATE / length, 1, 16))
+            return int(np.clip(33 * RATE / length, 1, 16))
         config, frames = self.model.config, length // self.stride
         wide = config.conv_dim[0] * length / config.conv_stride[0] if not self.whisper else self.width * frames * 2
         square = config.num_attention_heads * frames**2
@@ -303,29 +303,30 @@ class SpeechEncoder:
 
 
 class Fronts:
-    """`SpeechEncoder.front` of clips, computed once and kept: ``fronts(key, clips)``.
+    """`SpeechEncoder.front` of clips of stories, computed once and kept.
 
     Parameters
     ----------
     encoder : SpeechEncoder
     max_gb : float
-        Main memory to fill (10**9 bytes); beyond it, fronts are computed anew each time. An hour of 10-s clips takes
-        0.4 GB for a base model (512 channels at 50 Hz, float32) and a fifth of that for wavlm-pico.
+        Main memory to fill (10**9 bytes); beyond it, fronts are computed anew. An hour of a base model takes 0.4 GB.
     """
 
     def __init__(self, encoder: SpeechEncoder, max_gb: float = 4.0):
         self.encoder, self.room, self.kept = encoder, max_gb * 1e9, {}
 
-    def __call__(self, key, clips):
-        """Front of `clips` (n_clips, n_samples), on the encoder's device; `key` names these clips."""
+    def __call__(self, name: str, audio, starts, length: int):
+        """Fronts of the clips ``audio[start : start + length]`` of the story `name`: (n_clips, n_frames, channels)."""
         import torch
 
-        if key not in self.kept:
-            front = torch.cat([self.encoder.front(part) for part in clips.split(8)])
-            if front.nbytes > self.room:
-                return front
-            self.kept[key], self.room = front.cpu(), self.room - front.nbytes
-        return self.kept[key].to(self.encoder.device)
+        fresh = {}
+        for start in starts:
+            if (name, start, length) in self.kept:
+                continue
+            fresh[start] = front = self.encoder.front(audio[None, start : start + length])[0]  # alone: the same to the last bit
+            if front.nbytes <= self.room:
+                self.kept[name, start, length], self.room = front.cpu(), self.room - front.nbytes
+        return torch.stack([fresh[s] if s in fresh else self.kept[name, s, length].to(self.encoder.device) for s in starts])
 
 
 def _extractor(source, config):

@@ -220,9 +220,26 @@ def test_conda_and_pip_ask_for_the_same_packages():
 
 
 def test_brainlib_stays_thin_and_imports_upwards_only():
-    order = ["runtime", "timing", "files", "lowlevel", "datasets", "topography", "fireside", "adapters", "speech", "encoding", "surface", "results"]
+    order = [
+        "runtime",
+        "timing",
+        "files",
+        "lowlevel",
+        "datasets",
+        "topography",
+        "fireside",
+        "adapters",
+        "speech",
+        "encoding",
+        "surface",
+        "results",
+        "recipes",
+        "network",
+        "judging",
+        "tuning",
+    ]
     files = {p.stem: p.read_text() for p in (ROOT / "brainlib").glob("*.py")}
-    assert sum(t.count("\n") for t in files.values()) <= 2500 and max(t.count("\n") for t in files.values()) <= 350
+    assert sum(t.count("\n") for t in files.values()) <= 3050 and max(t.count("\n") for t in files.values()) <= 350
     for name in order:
         for node in ast.parse(files[name]).body:  # imports at the top of a file
             if isinstance(node, ast.ImportFrom) and node.level == 1:

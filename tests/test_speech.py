@@ -320,15 +320,17 @@ def test_a_batch_that_does_not_fit_is_halved(pico, monkeypatch):
 
 
 def test_fronts_are_computed_once_within_their_room(pico, monkeypatch):
-    clips = torch.from_numpy(np.stack([noise(2), noise(2, 1)]))
+    audio, starts = torch.from_numpy(noise(5)), [0, 16_000, 40_000]
     fronts, tight = Fronts(pico), Fronts(pico, max_gb=1e-6)
-    first = fronts("a", clips)
+    first = fronts("a", audio, starts, 32_000)
+    clips = torch.stack([audio[s : s + 32_000] for s in starts])
     torch.testing.assert_close(pico.transform(first)[6], pico.hidden_states(clips)[6])
-    torch.testing.assert_close(tight("a", clips), first)
+    torch.testing.assert_close(tight("a", audio, starts, 32_000), first)
     monkeypatch.setattr(pico, "front", None)
-    assert torch.equal(fronts("a", clips), first)
-    with pytest.raises(TypeError):  # not kept: has to be computed
-        tight("a", clips)
+    assert torch.equal(fronts("a", audio, starts[1:], 32_000), first[1:])
+    for again in (lambda: tight("a", audio, starts, 32_000), lambda: fronts("b", audio, starts, 32_000)):
+        with pytest.raises(TypeError):  # not kept: has to be computed
+            again()
 
 
 def test_a_model_that_is_not_there_or_not_of_a_family_is_refused(tmp_path):

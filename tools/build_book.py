@@ -93,7 +93,14 @@ def measured() -> dict[str, str]:
     minutes = [soundfile.info(f).duration / 60 for f in sorted((folder / "fireside" / "audio").glob("*.ogg"))]
     aligned = json.loads((folder / "fireside" / "alignment.json").read_text())
     log = json.loads((folder / "wavlm-pico" / "training.json").read_text())
+    judged = json.loads((folder / "wavlm-pico" / "evaluation.json").read_text())
+    levels, fresh = judged["share_of_ceiling"], judged["random_weights_best_layer"]
+    table = ["| layer | " + " | ".join(levels) + " |", "|---" * (len(levels) + 1) + "|"]
+    table += [f"| {i} | " + " | ".join(f"{v:.2f}" for v in row) + " |" for i, row in enumerate(zip(*levels.values()))]
+    table += ["| random weights, best layer | " + " | ".join(f"{fresh[k]:.2f}" for k in levels) + " |"]
     numbers = {
+        "PICO_TABLE": "\n".join(table), "PICO_LAYER": judged["probe_layer"],
+        "PICO_PHONEMES": ", ".join(f"{v:.2f} ({k})" for k, v in judged["phoneme_accuracy"].items()),
         "N_STORIES": len(minutes), "MINUTES": f"{sum(minutes):.0f}", "SHORTEST": f"{min(minutes):.1f}", "LONGEST": f"{max(minutes):.1f}",
         "ALIGNED": f"{aligned['within_50_ms']:.1%}", "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}", "ONSETS": aligned["onsets"],
         "PICO_HOURS": log["hours_of_speech"], "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",

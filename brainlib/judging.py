@@ -1,0 +1,102 @@
+"""Around a tuning run: which voxels, the same judge for every model, and controls that differ in the brain data alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .encoding import RidgeEncoder, noise_ceiling
+from .timing import downsample, fir
+
+
+def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
+    """Indices of the voxels that a rule names: "all", a region of ``ds.rois``, or "ceiling > 0.4" (and the like).
+
+    The ceiling is of the validation stories, or of every second hearing of the test story where only that is repeated:
+    voxels are never chosen by what they are scored on.
+    """
+    if rule == "all":
+        return np.arange(ds.responses(subject, ds.stories[0]).shape[1])
+    if rule.startswith("ceiling >"):
+        try:
+            ceiling = ds.noise_ceiling(subject, "val")
+        except ValueError:
+            ceiling = np.mean([noise_ceiling(ds.repeats(subject, s)[::2]) for s in ds.split["test"]], axis=0)
+        return np.flatnonzero(ceiling > float(rule.split(">")[1]))
+    regions = ds.rois(subject)
+    if rule not in regions:
+        raise ValueError(f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(regions)}")
+    return np.flatnonzero(regions[rule])
+
+
+def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test", window=None, hop=None, cache=True) -> dict:
+    """Encoding scores of a speech model, tuned or not, all by the same rule: {layer: Pearson r of each voxel}.
+
+    The model is frozen, its features are brought to TRs, and a ridge is fitted anew on the training stories; the
+    read-out that a model was tuned with is never used.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+    layers : sequence of int
+    voxels : indices, optional
+    train : list of str, optional
+        Training stories; all of the split if left out.
+    on : {"test", "val"}
+    window, hop : float, optional
+        See `SpeechEncoder.features`.
+    """
+    train, held = list(train or ds.split["train"]), ds.split[on]
+    data = {s: ds.responses(subject, s)[:, voxels] for s in [*train, *held]}
+    features = {}
+    for s in data:
+        states, times = encoder.features(ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache)
+        features[s] = {k: downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
+    scores = {}
+    for layer in layers:
+        model = RidgeEncoder().fit([features[s][layer] for s in train], [data[s] for s in train])
+        scores[layer] = model.score([features[s][layer] for s in held], [data[s] for s in held])
+    return scores
+
+
+# ------------------------------------------------------------------ controls
+def block_shuffled(ds, block: int = 10, seed: int = 0):
+    """Responses of the same story with blocks of TRs in another order, for `BrainTuner.fit`; validation stories too."""
+
+    def responses(subject, story):
+        y = ds.responses(subject, story)
+        pieces = np.array_split(np.arange(len(y)), max(len(y) // block, 2))
+        order = np.random.default_rng([seed, ds.stories.index(story)]).permutation(len(pieces))
+        return y[np.concatenate([pieces[i] for i in order])]
+
+    return responses
+
+
+def other_story(ds):
+    """Responses to the next story of the same split, cut or repeated to this one's length, for `BrainTuner.fit`."""
+
+    def responses(subject, story):
+        group = next(names for names in ds.split.values() if story in names)
+        y = ds.responses(subject, group[(group.index(story) + 1) % len(group)])
+        return np.resize(y, (ds.responses(subject, story).shape[0], y.shape[1]))
+
+    return responses
+
+
+def from_features(ds, features, seed: int = 0):
+    """Targets made from features of the stories instead of brains: delayed as blood is, mixed at random to as many columns.
+
+    Parameters
+    ----------
+    features : callable
+        Story to array (n_trs, n_features): its own mel spectrum, word vectors, states of a larger model.
+    """
+    width = features(ds.story(ds.stories[0])).shape[1]
+
+    def responses(subject, story):
+        n = ds.responses(subject, story).shape[1]
+        mix = np.random.default_rng(seed).standard_normal((width, n)).astype(np.float32)
+        x = fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3)).reshape(-1, 3, width).mean(1)
+        y = x @ mix
+        return (y - y.mean(0)) / np.maximum(y.std(0), 1e-6)
+
+    return responses

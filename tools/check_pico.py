@@ -1,0 +1,83 @@
+"""How good is wavlm-pico on fireside? Writes ``evaluation.json`` beside the model; the book's page on the data shows it.
+
+    python tools/check_pico.py
+
+For each layer, and for random weights of the same architecture: share of the noise ceiling on the test story, by what was
+planted in a voxel (simulated listener SIM01, 21 training stories). And a linear probe for the phoneme of a frame: fitted
+on two stories a voice, scored on another story of each voice, the best layer chosen on a third.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+from make_fireside import ASSETS, read_text
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from train_pico import OUT
+
+from brainlib import datasets, encoding, fireside, timing
+from brainlib.speech import SpeechEncoder
+
+FLOOR = 0.2  # of the ceiling, below which a share means nothing
+
+
+def by_level(encoder, ds, subject="SIM01"):
+    """DataFrame: a row a layer, a column a planted level; mean share of the ceiling over driven voxels of that level."""
+    train, test, ceiling, truth = ds.split["train"], ds.split["test"], ds.noise_ceiling(subject), ds.truth(subject)
+    keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
+    data, features = {s: ds.responses(subject, s)[:, keep] for s in train + test}, {}
+    for s in data:
+        states, times = encoder.features(ds.story(s).audio, pool=0.1)
+        features[s] = {k: timing.downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
+    rows = {}
+    for layer in range(encoder.layers):
+        model = encoding.RidgeEncoder().fit([features[s][layer] for s in train], [data[s] for s in train])
+        r = model.score([features[s][layer] for s in test], [data[s] for s in test])
+        rows[layer] = pd.Series(r / ceiling[keep]).groupby(truth.level.to_numpy()[keep]).mean()
+    return pd.DataFrame(rows).T[list(fireside.LEVELS)]
+
+
+def frames(encoder, story, layer, every=2):
+    """States and phonemes of every second frame that lies within a phoneme."""
+    states, times = encoder.features(story.audio)  # all layers in one pass; read back from the cache afterwards
+    which = np.searchsorted(story.phonemes.start, times, side="right") - 1
+    inside = (which >= 0) & (times < story.phonemes.end.to_numpy()[which])
+    take = np.flatnonzero(inside)[::every]
+    return states[layer][take], story.phonemes.text.to_numpy()[which[take]]
+
+
+def probe(encoder, ds):
+    """-> layer, {voice: accuracy on an unseen story}."""
+    voices = {}
+    for s in ds.stories:
+        voice = read_text(ASSETS / "stories" / f"{s}.txt")[0]["voice"]
+        voices.setdefault(voice, []).append(s)
+    fit, choose, test = ([names[i] for names in voices.values() for i in which] for which in ((0, 1), (2,), (3,)))
+    found = {}
+    for layer in range(1, encoder.layers):
+        x, y = (np.concatenate(p) for p in zip(*(frames(encoder, ds.story(s), layer) for s in fit)))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=60, C=0.1)).fit(x, y)
+        found[layer] = np.mean([model.score(*frames(encoder, ds.story(s), layer)) for s in choose]), model
+    best = max(found, key=lambda k: found[k][0])
+    return best, {v: found[best][1].score(*frames(encoder, ds.story(s), best)) for v, s in zip(voices, test)}
+
+
+if __name__ == "__main__":
+    ds, pico = datasets.load("fireside"), SpeechEncoder.from_pretrained("wavlm-pico")
+    layer, accuracy = probe(pico, ds)
+    print("phoneme of a frame, unseen stories, layer", layer, accuracy, flush=True)
+    trained = by_level(pico, ds)
+    print(trained.round(3), flush=True)
+    fresh = by_level(SpeechEncoder.from_pretrained("wavlm-pico", random_weights=True), ds).max()
+    print(fresh.round(3))
+    kept = {
+        "model": pico.fingerprint(), "data": "fireside, simulated listener SIM01, test story", "probe_layer": layer,
+        "phoneme_accuracy": {k: round(v, 4) for k, v in accuracy.items()},
+        "share_of_ceiling": {k: [round(v, 4) for v in trained[k]] for k in trained},
+        "random_weights_best_layer": {k: round(v, 4) for k, v in fresh.items()},
+    }  # fmt: skip
+    (OUT / "evaluation.json").write_text(json.dumps(kept, indent=1) + "\n")
