@@ -117,6 +117,10 @@ class TuningNet(nn.Module):
         )
         widths = {subject: y.shape[1] for (subject, _), y in targets.items()}
         self.readouts = nn.ModuleDict({s: ReadOut(encoder.width, n, recipe) for s, n in widths.items()})
+        k = recipe.cross_fit if recipe.readout == "ridge" else 0
+        train = list(dict.fromkeys(story for _, story, _, _ in items))
+        self.fold = {story: i % k for i, story in enumerate(train)} if k else {}
+        self.folds = nn.ModuleDict({f"{s} {i}": ReadOut(encoder.width, n, recipe) for s, n in widths.items() for i in range(k)})
         self.loss = {"spatial": recipes.spatial_loss, "temporal": recipes.temporal_loss, "mse": recipes.mse_loss}[recipe.loss]
 
     def forward(self, item):
@@ -124,7 +128,8 @@ class TuningNet(nn.Module):
         skip = min(a, max(self.recipe.delays))
         x = self.stories[story](a - skip, b)
         target = self.targets[subject, story][a:b].to(x)
-        loss = self.loss(self.readouts[subject](x, skip), target)
+        readout = self.folds[f"{subject} {self.fold[story]}"] if self.fold else self.readouts[subject]
+        loss = self.loss(readout(x, skip), target)
         if self.recipe.l2:
             loss = loss + self.recipe.l2 * sum(p.square().sum() for p in self.parameters() if p.requires_grad)
         return {"loss": loss}
@@ -142,5 +147,5 @@ class TuningNet(nn.Module):
         """Set what is trained in a stage; the convolutional front and pinned read-outs never are."""
         for name, p in self.backbone.named_parameters():
             p.requires_grad_(stage == "all" and name in self.trained)
-        for p in self.readouts.parameters():
+        for p in [*self.readouts.parameters(), *self.folds.parameters()]:
             p.requires_grad_(self.recipe.readout != "ridge")

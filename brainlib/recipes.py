@@ -37,6 +37,9 @@ class Recipe:
         of every epoch and never trained.
     warm_start : bool
         Begin a trained read-out at the ridge solution instead of at random.
+    cross_fit : int
+        Folds of stories for a "ridge" read-out: each story is tuned against a read-out fitted on the other folds, so that
+        the model is not taught the noise that the read-out has learnt by heart. 0: one read-out, fitted on all.
     ridge_scale : float
         Factor on the cross-validated penalty of a "ridge" or warm-started read-out.
     loss : {"spatial", "temporal", "mse"}
@@ -77,6 +80,7 @@ class Recipe:
     readout: str = "linear"
     bottleneck: int = 100
     warm_start: bool = False
+    cross_fit: int = 0
     ridge_scale: float = 1.0
     loss: str = "mse"
     l2: float = 0.0

@@ -78,9 +78,11 @@ class _Judge(TrainerCallback):
             plain = RidgeEncoder([self.alphas[subject]], recipe.delays).fit(*fit)
             scores.append(plain.score([x[s] for s in self.val], [data[s] for s in self.val]).mean())
             if first or recipe.readout == "ridge":
-                if recipe.ridge_scale != 1:
-                    plain = RidgeEncoder([recipe.ridge_scale * self.alphas[subject]], recipe.delays).fit(*fit)
-                readout.take(plain, recipe.readout == "ridge" or recipe.warm_start)
+                jobs = [(readout, self.train)]
+                jobs += [(net.folds[f"{subject} {k}"], [s for s in self.train if net.fold[s] != k]) for k in sorted(set(net.fold.values()))]
+                for module, names in jobs:
+                    ridge = RidgeEncoder([recipe.ridge_scale * self.alphas[subject]], recipe.delays)
+                    module.take(ridge.fit([x[s] for s in names], [data[s] for s in names]), recipe.readout == "ridge" or recipe.warm_start)
         size = max(float(p.detach().abs().max()) for p in net.readouts.parameters())
         if not np.isfinite(size) or not np.isfinite(scores).all():
             raise RuntimeError(f"{recipe.name}: diverged in epoch {epoch} (largest read-out weight {size:.3g}); {self.told()}")
