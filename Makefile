@@ -1,5 +1,6 @@
 # make book   every notebook with papermill on the embedded data, then the site in _build/html
 # make test   the tests (fast, offline, no GPU)
+# make runs   the tuning runs that notebook 3 compares (about an hour and a half on two cores), into results/
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP_EXTRA ?=
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
-.PHONY: book test lint clean notebooks site
+.PHONY: book test lint clean notebooks site runs
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml
@@ -33,6 +34,9 @@ book: notebooks
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not site" tests brainlib
+
+runs: $(VENV)/ready
+	$(BIN)/python tools/tune_grid.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -190,6 +190,8 @@ _QUICK = {
     "window": 10.0, "hop": 8.0, "vector": "frames", "to_trs": "lanczos", "delays": (1, 2, 3, 4), "layer": 5, "block": 50,
     "voxels": "ceiling > 0.2", "clip_norm": 1.0,
 }  # fmt: skip
+_PINNED = _BRAINWAVLM.with_(**_QUICK, lr=2e-3, rank=8, alpha=16.0, dropout=0.0, readout="ridge", ridge_scale=3.0, loss="mse",
+                            stages=(("all", 4),))  # fmt: skip
 RECIPES = {
     r.name: r
     for r in (
@@ -199,8 +201,9 @@ RECIPES = {
         _BRAINWAVLM.with_(name="brainwavlm-quick", **_QUICK, lr=1e-3, lr_readout=1e-3, rank=8, alpha=16.0, stages=(("all", 6),), warm_start=True),
         _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=2e-4, lr_readout=1e-3, stages=(("all", 6),), patience=0, warm_start=True),
         _REFINE.with_(name="refine-quick", **_QUICK, lr=1e-4, lr_readout=1e-3, stages=(("readout", 2), ("all", 4)), patience=0),
-        _BRAINWAVLM.with_(name="ridge-quick", **_QUICK, lr=6e-4, rank=8, alpha=16.0, dropout=0.0, readout="ridge", ridge_scale=3.0,
-                          loss="mse", stages=(("all", 4),)),  # the read-out pinned, as in Antonello's whisper-large-v3-braintuned
+        # the read-out pinned to ridge (after Antonello's model whisper-large-v3-braintuned), and pinned but cross-fitted (new here)
+        _PINNED.with_(name="pinned-quick"),
+        _PINNED.with_(name="crossfit-quick", cross_fit=3),
     )
 }  # fmt: skip
 

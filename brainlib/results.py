@@ -48,23 +48,14 @@ def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
         "brainlib": __version__, "code": _commit(), "machine": f"{platform.machine()} {platform.system()}",
         "python": platform.python_version(), "packages": packages, "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    data = (
-        {}
-        if dataset is None
-        else {
-            "name": dataset.name,
-            "simulated": dataset.simulated,
-            **{k: dataset.description[k] for k in ("NoiseLevel", "SimulationVersion") if k in dataset.description},
-        }
-    )
-    entry = {"numbers": _plain(numbers), "dataset": data, "about": _plain(about), "provenance": made}
+    entry = {"numbers": _plain(numbers), "dataset": _data(dataset), "about": _plain(about), "provenance": made}
     with atomic(path) as part:
         part.write_text(json.dumps(entry, indent=1, allow_nan=False))
     return entry
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
-    """Every result under a folder, one row a file: flat columns such as ``numbers.r`` and ``about.subject``.
+    """Every result under a folder (or one file), one row a file: flat columns such as ``numbers.r`` and ``about.subject``.
 
     Raises
     ------
@@ -72,7 +63,8 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         If a file is no result.
     """
     rows = []
-    for path in sorted(Path(folder).rglob("*.json")):
+    folder = Path(folder)
+    for path in [folder] if folder.is_file() else sorted(folder.rglob("*.json")):
         try:
             entry = json.loads(path.read_text())
             missing = {"numbers", "dataset", "about", "provenance"} - set(entry)
@@ -82,6 +74,21 @@ def load_results(folder: str | Path) -> pd.DataFrame:
             raise ValueError(f"{path}: without {sorted(missing)}; expected a file that results.record wrote")
         rows.append({"file": str(path), **pd.json_normalize(entry).iloc[0].to_dict()})
     return pd.DataFrame(rows)
+
+
+def fits(path: str | Path, dataset=None, **about) -> bool:
+    """Whether a kept result is still of this data set and of these settings: a number whose recipe or data have changed is none."""
+    kept = load_results(path).iloc[0]
+    wanted = {f"dataset.{k}": v for k, v in _data(dataset).items()} | {f"about.{k}": v for k, v in _plain(about).items()}
+    return all(k in kept and kept[k] == v or (v is None and pd.isna(kept.get(k))) for k, v in wanted.items())
+
+
+def _data(dataset) -> dict:
+    """Name, simulated or not, and what else tells this version of the data from another."""
+    if dataset is None:
+        return {}
+    more = {k: dataset.description[k] for k in ("NoiseLevel", "SimulationVersion") if k in dataset.description}
+    return {"name": dataset.name, "simulated": dataset.simulated, **more}
 
 
 def _plain(value):

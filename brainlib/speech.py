@@ -25,8 +25,8 @@ DEFAULT_WINDOW, DEFAULT_HOP = 16.0, TR_S  # seconds
 class SpeechEncoder:
     """A speech model, and its hidden states over audio of any length.
 
-    Use `from_pretrained`. Attributes: `model` (a transformers model; of Whisper, its encoder; PEFT may put adapters into it),
-    `layers` (number of hidden states: the input of the transformer and the output of each block), `width`, `frame_rate` (Hz).
+    Use `from_pretrained`. Attributes: `model` (transformers'; of Whisper, the encoder; PEFT may put adapters into it),
+    `layers` (hidden states: the input of the transformer and the output of each block), `width`, `frame_rate` (Hz).
     """
 
     def __init__(self, model, name: str, extractor, device: str):
@@ -120,7 +120,7 @@ class SpeechEncoder:
             The field's protocol instead: a window ends every `hop` (0.1) seconds, is `window` (16.1) long or reaches back
             to the onset, and gives its last frame alone (Vaidya, Jain and Huth 2022). Dear: each second is heard 161 times.
         pool : float, optional
-            Seconds; mean of the frames of each such bin. 0.1 loses next to nothing before TRs of 2 s, and saves memory.
+            Seconds; mean of the frames of each such bin. 0.1 loses next to nothing at TRs of 2 s, and saves memory.
         batch_size : int, optional
             Windows at a time; chosen from the free memory if left out.
         cache : bool

@@ -102,3 +102,12 @@ def test_what_is_no_result_is_refused(tmp_path):
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         results.load_results(tmp_path)
+
+
+def test_a_result_of_other_data_or_settings_does_not_fit(tmp_path, ds):
+    results.record(tmp_path / "r.json", {"r": 0.5}, ds, recipe="abc", control=None)
+    assert results.fits(tmp_path / "r.json", ds, recipe="abc", control=None)
+    assert not results.fits(tmp_path / "r.json", ds, recipe="abd")
+    assert not results.fits(tmp_path / "r.json", ds, recipe="abc", seed=3)
+    other = types.SimpleNamespace(name=ds.name, simulated=ds.simulated, description=dict(ds.description, SimulationVersion="0-old"))
+    assert not results.fits(tmp_path / "r.json", other, recipe="abc")

@@ -7,7 +7,8 @@ import torch
 from conftest import write_responses
 from transformers import AutoModel, WavLMConfig, WavLMModel
 
-from brainlib import datasets, judging, recipes
+from brainlib import datasets, judging, recipes, tuning
+from brainlib.encoding import RidgeEncoder
 from brainlib.network import ReadOut, StoryFeatures
 from brainlib.recipes import RECIPES, Recipe
 from brainlib.speech import Fronts, SpeechEncoder
@@ -156,8 +157,6 @@ def test_gradients_reach_the_model_through_lanczos_and_delays(model_folder, data
 
 @pytest.mark.parametrize("kind", ["linear", "lowrank"])
 def test_a_warm_read_out_predicts_as_the_ridge_does(kind):
-    from brainlib.encoding import RidgeEncoder
-
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((40, 5)).astype(np.float32) for _ in range(3)]
     Y = [x @ rng.standard_normal((5, 4)).astype(np.float32) + 1 for x in X]
@@ -216,13 +215,31 @@ def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data):
     assert not any(p.requires_grad for p in tuner.readouts.parameters())
 
 
+def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(model_folder, data, tmp_path, monkeypatch):
+    nets = []
+
+    class Watched(tuning.TuningNet):
+        def __init__(self, *args):
+            super().__init__(*args)
+            nets.append(self)
+
+    monkeypatch.setattr(tuning, "TuningNet", Watched)
+    recipe = TINY.with_(readout="ridge", cross_fit=3, ridge_scale=2.0, lr=1e-12, stages=(("all", 1),))
+    tuner = tuned(model_folder, data, recipe, stories=["a", "b", "c"], folder=tmp_path, keep="last")
+    alpha = json.loads((tmp_path / "history.json").read_text())["alphas"]["UTS01"]
+    assert nets[0].fold == {"a": 0, "b": 1, "c": 2}
+    for k, names in enumerate((("b", "c"), ("a", "c"), ("a", "b"))):
+        with torch.no_grad():
+            x = [StoryFeatures(tuner.encoder, recipe, data.story(s), Fronts(tuner.encoder))(0, 10).numpy() for s in names]
+        wanted = RidgeEncoder([2 * alpha]).fit(x, [data.responses("UTS01", s) for s in names]).coef_
+        np.testing.assert_allclose(nets[0].folds[f"UTS01 {k}"].map.weight.numpy().T, wanted, atol=1e-3 * np.abs(wanted).max())
+
+
 def test_the_best_epoch_on_validation_is_kept_and_patience_stops(model_folder, data, tmp_path):
     tuner = tuned(model_folder, data, TINY.with_(stages=(("all", 8),), patience=2, lr=0.05), folder=tmp_path / "run")
     scores = [h["validation"] for h in tuner.history]
     assert tuner.best_epoch == int(np.argmax(scores)) and len(scores) == min(tuner.best_epoch + 3, 9)
     features = {s: StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder)) for s in data.stories}
-    from brainlib.encoding import RidgeEncoder
-
     kept = json.loads((tmp_path / "run/history.json").read_text())["alphas"]["UTS01"]
     with torch.no_grad():
         x = {s: f(0, 10).numpy() for s, f in features.items()}
