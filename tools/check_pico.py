@@ -22,6 +22,7 @@ from train_pico import OUT
 from brainlib import datasets, encoding, fireside, timing
 from brainlib.speech import SpeechEncoder
 
+LOOKS = {"window": 16.0, "hop": 2.0}
 FLOOR = 0.2  # of the ceiling, below which a share means nothing
 
 
@@ -31,7 +32,7 @@ def by_level(encoder, ds, subject="SIM01"):
     keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
     data, features = {s: ds.responses(subject, s)[:, keep] for s in train + test}, {}
     for s in data:
-        states, times = encoder.features(ds.story(s).audio, pool=0.1)
+        states, times = encoder.features(ds.story(s).audio, **LOOKS, pool=0.1)
         features[s] = {k: timing.downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
     rows = {}
     for layer in range(encoder.layers):
@@ -43,7 +44,7 @@ def by_level(encoder, ds, subject="SIM01"):
 
 def frames(encoder, story, layer, every=2):
     """States and phonemes of every second frame that lies within a phoneme."""
-    states, times = encoder.features(story.audio)  # all layers in one pass; read back from the cache afterwards
+    states, times = encoder.features(story.audio, **LOOKS)  # all layers in one pass; read back from the cache afterwards
     which = np.searchsorted(story.phonemes.start, times, side="right") - 1
     inside = (which >= 0) & (times < story.phonemes.end.to_numpy()[which])
     take = np.flatnonzero(inside)[::every]
@@ -75,7 +76,7 @@ if __name__ == "__main__":
     fresh = by_level(SpeechEncoder.from_pretrained("wavlm-pico", random_weights=True), ds).max()
     print(fresh.round(3))
     kept = {
-        "model": pico.fingerprint(), "data": "fireside, simulated listener SIM01, test story", "probe_layer": layer,
+        "model": pico.fingerprint(), **LOOKS, "data": "fireside, simulated listener SIM01, test story", "probe_layer": layer,
         "phoneme_accuracy": {k: round(v, 4) for k, v in accuracy.items()},
         "share_of_ceiling": {k: [round(v, 4) for v in trained[k]] for k in trained},
         "random_weights_best_layer": {k: round(v, 4) for k, v in fresh.items()},

@@ -1,0 +1,105 @@
+"""A training epoch of brain-tuning: the field's way against ours, same model, same stories, one run.
+
+    python benchmarks/tuning.py [--stories 4] [--epochs 2]
+
+Field's way: one clip of ten seconds a TR, convolutions computed anew, stock attention, whole model, mean of the last
+hidden state, a linear read-out, MSE (the published setting of Brain-tuning). Ours: clips of ten seconds every eight, fronts
+kept, no block above the tapped layer, the recipe `crossfit-quick`. Both see every TR of the tuning stories once an
+epoch; seconds and memory are of the training steps, and for ours with its ridge and validation score besides. Both are then
+judged alike: features anew, ridge refitted, mean correlation on the validation stories over the tuned voxels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+
+import numpy as np
+import torch
+from transformers import AutoModel
+
+from brainlib import datasets, judging
+from brainlib.recipes import RECIPES
+from brainlib.speech import ASSETS, RATE, SpeechEncoder
+from brainlib.tuning import BrainTuner
+
+
+class Peak:
+    """Largest resident memory above where it began, in MB, sampled every 20 ms."""
+
+    def __enter__(self):
+        self.start, self.peak, self.running = self.now(), 0.0, True
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def now(self):
+        return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+    def watch(self):
+        while self.running:
+            self.peak = max(self.peak, self.now() - self.start)
+            time.sleep(0.02)
+
+    def __exit__(self, *_):
+        self.running = False
+        self.thread.join()
+
+
+def fields_way(ds, subject, stories, voxels, epochs, batch=16):
+    """-> the stock model, trained; Adam 5e-5 and 1e-4, clips in story order."""
+    torch.manual_seed(0)
+    model = AutoModel.from_pretrained(ASSETS / "wavlm-pico", dtype=torch.float32)
+    model.feature_extractor._freeze_parameters()
+    head = torch.nn.Linear(model.config.hidden_size, len(voxels))
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 5e-5}, {"params": head.parameters(), "lr": 1e-4}]
+    optimizer = torch.optim.Adam(groups)
+    for _ in range(epochs):
+        for name in stories:
+            story, y = ds.story(name), torch.from_numpy(ds.responses(subject, name)[:, voxels])
+            ends = np.round((story.tr_times + 1) * RATE).astype(int)
+            keep = np.flatnonzero((ends >= 10 * RATE) & (ends <= len(story.audio)))
+            for rows in np.array_split(keep, max(len(keep) // batch, 1)):
+                clips = torch.from_numpy(np.stack([story.audio[ends[i] - 10 * RATE : ends[i]] for i in rows]))
+                clips = (clips - clips.mean(1, keepdim=True)) / (clips.var(1, unbiased=False, keepdim=True) + 1e-7).sqrt()
+                loss = (head(model(clips).last_hidden_state.mean(1)) - y[rows]).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return model.eval()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stories", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--subject", default="SIM01")
+    given = parser.parse_args()
+    ds, recipe = datasets.load("fireside"), RECIPES["crossfit-quick"].with_(stages=(("all", given.epochs),))
+    stories = ds.split["train"][: given.stories]
+    hours = sum(ds.story(s).duration for s in stories) / 3600 * given.epochs
+    voxels = judging.pick_voxels(ds, given.subject, recipe.voxels)[::4]
+    print(f"simulated listener {given.subject}, {len(stories)} stories, {given.epochs} epochs, {len(voxels)} voxels")
+
+    def judged(encoder):
+        layers = [encoder.layers - 1, recipe.layer]
+        scores = judging.judge(encoder, ds, given.subject, layers, voxels, on="val", window=10, hop=8, cache=False)
+        return ", ".join(f"layer {k}: {v.mean():.4f}" for k, v in scores.items())
+
+    print("pretrained", judged(SpeechEncoder.from_pretrained()), flush=True)
+    with Peak() as memory:
+        start = time.perf_counter()
+        trained = fields_way(ds, given.subject, stories, voxels, given.epochs)
+        spent = time.perf_counter() - start
+    plain = SpeechEncoder.from_pretrained()
+    plain.model.load_state_dict(trained.state_dict())
+    print(f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(plain)}", flush=True)
+    encoder = SpeechEncoder.from_pretrained()
+    with Peak() as memory:
+        start = time.perf_counter()
+        BrainTuner(encoder, recipe).fit(ds, given.subject, voxels, stories=stories, quiet=True)
+        ours = time.perf_counter() - start
+    print(
+        f"ours: {ours / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(encoder)}; {spent / ours:.1f} times faster"
+    )
