@@ -81,6 +81,17 @@ def test_pico_is_small_and_says_what_it_is():
     assert log["curve"][-1]["minutes"] >= 40
 
 
+def test_pico_does_on_fireside_what_was_asked_of_it(pico):
+    """The kept evaluation (tools/check_pico.py) is of this very model, and meets what the book builds on."""
+    kept = json.loads((speech.ASSETS / "wavlm-pico" / "evaluation.json").read_text())
+    assert kept["model"] == pico.fingerprint()
+    share, fresh, accuracy = kept["share_of_ceiling"], kept["random_weights_best_layer"], kept["phoneme_accuracy"].values()
+    assert max(share["phonetic"]) >= 0.4 and max(share["meaning"]) >= 0.15
+    assert all(share[k][-1] > share[k][2] > share[k][0] for k in ("phonetic", "meaning")) and max(share["acoustic"]) == share["acoustic"][0]
+    assert fresh["phonetic"] < max(share["phonetic"]) / 2 and fresh["meaning"] < max(share["meaning"]) / 2
+    assert min(accuracy) >= 0.6 and min(accuracy) >= 0.8 * max(accuracy) and len(accuracy) == 4
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_fused_attention_changes_no_output(pico, padded):
     stock = AutoModel.from_pretrained(speech.ASSETS / "wavlm-pico", dtype=torch.float32).eval()
