@@ -49,20 +49,20 @@ class _Judge(TrainerCallback):
             self.tuner.history, self.alphas = [h for h in kept["history"] if h["epoch"] <= round(state.epoch)], kept["alphas"]
             self.best = load_file(self.folder / "best.safetensors")
         else:
-            self.note(0, first=True)
+            self.note(0, state.is_world_process_zero, first=True)
 
     def on_epoch_begin(self, args, state, control, **_):
         self.net.unfreeze(self.net.recipe.stage(round(state.epoch)))
 
     def on_epoch_end(self, args, state, control, **_):
-        self.note(round(state.epoch))
+        self.note(round(state.epoch), state.is_world_process_zero)
         control.should_training_stop = self.tired() or control.should_training_stop
 
     def tired(self):
         scores = [h["validation"] for h in self.tuner.history]
         return 0 < self.net.recipe.patience <= len(scores) - 1 - int(np.argmax(scores))
 
-    def note(self, epoch, first=False):
+    def note(self, epoch, writes, first=False):
         net, recipe, scores = self.net, self.net.recipe, []
         mode = net.training
         net.eval()
@@ -91,10 +91,10 @@ class _Judge(TrainerCallback):
         self.loss = []
         if self.tuner.history[-1]["validation"] >= max(h["validation"] for h in self.tuner.history):
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items() if k in net.kept}
-            if self.folder:
+            if self.folder and writes:
                 with atomic(self.folder / "best.safetensors") as part:
                     save_file(self.best, part)
-        if self.folder:
+        if self.folder and writes:
             with atomic(self.folder / "history.json") as part:
                 part.write_text(json.dumps({"history": self.tuner.history, "alphas": self.alphas}))
 
@@ -229,9 +229,9 @@ class BrainTuner:
                 dataloader_pin_memory=False, ddp_find_unused_parameters=True,
             )  # fmt: skip
             judge = _Judge(net, self, train, val, folder)
-            trainer = _Trainer(
-                net, TrainingArguments(**defaults | training), train_dataset=[{"item": i} for i in range(len(items))], callbacks=[judge]
-            )
+            arguments = TrainingArguments(**defaults | training)
+            arguments._n_gpu = min(arguments.n_gpu, 1)  # one card a process; several by accelerate launch
+            trainer = _Trainer(net, arguments, train_dataset=[{"item": i} for i in range(len(items))], callbacks=[judge])
             trainer.remove_callback(PrinterCallback)
             self.history = []
             trainer.train(resume_from_checkpoint=last)

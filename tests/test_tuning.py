@@ -1,13 +1,14 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_responses
+from conftest import ROOT, write_responses
 from transformers import AutoModel, WavLMConfig, WavLMModel
 
-from brainlib import datasets, judging, recipes, tuning
+from brainlib import datasets, judging, recipes, results, tuning
 from brainlib.encoding import RidgeEncoder
 from brainlib.network import ReadOut, StoryFeatures
 from brainlib.recipes import RECIPES, Recipe
@@ -352,3 +353,22 @@ def test_voxels_are_picked_without_the_scored_repeats(data, ds):
 def test_the_judge_scores_layers_by_a_ridge_of_its_own(model_folder, data):
     scores = judging.judge(encoder(model_folder), data, "UTS01", [0, 2], voxels=[1, 3], window=6, hop=4)
     assert sorted(scores) == [0, 2] and scores[2].shape == (2,) and np.isfinite(scores[2]).all()
+
+
+def test_kept_runs_are_of_this_code_and_model(ds):
+    """What notebook 3 shows from results/ was made with these recipes, this model and this simulation, and is complete."""
+    import tune_grid
+
+    kept = results.load_results(ROOT / "results" / "tuning").set_index("about.condition")
+    wanted = tune_grid.conditions()
+    assert set(wanted) == set(kept.index)
+    pico = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu").fingerprint()
+    for name, (recipe, where, which, keep_adapter) in wanted.items():
+        about = {"recipe_hash": recipe.hash(), "recipe_base_hash": RECIPES[recipe.name].hash(), "tuned_voxels": where, "control": which}
+        assert results.fits(kept.file[name], ds, model=pico, seed=recipe.seed, stories=tune_grid.STORIES, **about), name
+        if keep_adapter:
+            folder = ROOT / "results" / "adapters" / Path(kept.file[name]).stem
+            assert (folder / "adapter_model.safetensors").stat().st_size < 500_000
+    seeds = {k: json.loads(recipe.to_json()) | {"seed": 0, "name": ""} for k, (recipe, *_) in wanted.items() if k.startswith("control")}
+    base = json.loads(wanted["whole cortex"][0].to_json()) | {"name": ""}
+    assert all(v == base for v in seeds.values())  # a control differs in the responses alone
