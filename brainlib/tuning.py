@@ -161,6 +161,7 @@ class BrainTuner:
             r = self.recipe
             config = LoraConfig(r=r.rank, lora_alpha=r.alpha, lora_dropout=r.dropout, target_modules=list(r.targets))
             self.adapted = get_peft_model(encoder.model, config)
+            self.adapted.peft_config["default"].base_model_name_or_path = encoder.name  # not this machine's path
 
     @property
     def best_epoch(self) -> int:

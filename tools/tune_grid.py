@@ -109,6 +109,7 @@ def run(name, ds, subject, model, out):
     if keep_adapter:
         with runtime.atomic(out.parent / "adapters" / path.stem) as part:
             tuner.adapted.save_pretrained(part)
+            (part / "README.md").unlink()  # an empty form; results/README.md says what this is
     results.record(path, numbers, ds, **about, seconds=round(time.perf_counter() - start))
     print(f"{name}: {numbers['all']:.4f} of the ceiling, epoch {numbers['best_epoch']}, {time.perf_counter() - start:.0f} s", flush=True)
 
