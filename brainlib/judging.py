@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
-from .encoding import RidgeEncoder, noise_ceiling
+from .encoding import RidgeEncoder, correlation, noise_ceiling
 from .timing import downsample, fir
 
 
 def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
     """Indices of the voxels that a rule names: "all", a region of ``ds.rois``, or "ceiling > 0.4" (and the like).
 
-    The ceiling is of the validation stories, or of every second hearing of the test story where only that is repeated:
-    voxels are never chosen by what they are scored on.
+    The ceiling is of the validation stories: voxels are not chosen by what they are scored on. Where only the test story
+    was heard more than once, it is of every second hearing of it, with a warning: scores on all hearings are then a little
+    too good, so score on the others.
     """
     if rule == "all":
-        return np.arange(ds.responses(subject, ds.stories[0]).shape[1])
+        return np.arange(ds.responses(subject, ds.split["train"][0]).shape[1])
     if rule.startswith("ceiling >"):
         try:
             ceiling = ds.noise_ceiling(subject, "val")
-        except ValueError:
+        except ValueError as error:
+            warnings.warn(f"voxels chosen by every second hearing of the test story: score on the others ({error})", stacklevel=2)
             ceiling = np.mean([noise_ceiling(ds.repeats(subject, s)[::2]) for s in ds.split["test"]], axis=0)
         return np.flatnonzero(ceiling > float(rule.split(">")[1]))
     regions = ds.rois(subject)
@@ -28,7 +32,7 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
     return np.flatnonzero(regions[rule])
 
 
-def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test", window=None, hop=None, cache=True) -> dict:
+def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test", window=None, hop=None, cache=True, predictions=False):
     """Encoding scores of a speech model, tuned or not, all by the same rule: {layer: Pearson r of each voxel}.
 
     The model is frozen, its features are brought to TRs, and a ridge is fitted anew on the training stories; the
@@ -42,8 +46,10 @@ def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test
     train : list of str, optional
         Training stories; all of the split if left out.
     on : {"test", "val"}
-    window, hop : float, optional
+    window, hop, cache
         See `SpeechEncoder.features`.
+    predictions : bool
+        Return also {layer: predicted responses (n_trs, n_voxels)}, the stories end to end.
     """
     train, held = list(train or ds.split["train"]), ds.split[on]
     data = {s: ds.responses(subject, s)[:, voxels] for s in [*train, *held]}
@@ -51,31 +57,41 @@ def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test
     for s in data:
         states, times = encoder.features(ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache)
         features[s] = {k: downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
-    scores = {}
+    scores, predicted = {}, {}
     for layer in layers:
         model = RidgeEncoder().fit([features[s][layer] for s in train], [data[s] for s in train])
-        scores[layer] = model.score([features[s][layer] for s in held], [data[s] for s in held])
-    return scores
+        predicted[layer] = np.concatenate(model.predict([features[s][layer] for s in held]))
+        scores[layer] = correlation(np.concatenate([data[s] for s in held]), predicted[layer])
+    return (scores, predicted) if predictions else scores
 
 
 # ------------------------------------------------------------------ controls
 def block_shuffled(ds, block: int = 10, seed: int = 0):
-    """Responses of the same story with blocks of TRs in another order, for `BrainTuner.fit`; validation stories too."""
+    """Responses of the same story with its blocks of TRs in another order, none in its own place, for `BrainTuner.fit`."""
 
     def responses(subject, story):
         y = ds.responses(subject, story)
-        pieces = np.array_split(np.arange(len(y)), max(len(y) // block, 2))
-        order = np.random.default_rng([seed, ds.stories.index(story)]).permutation(len(pieces))
+        pieces, rng = np.array_split(np.arange(len(y)), max(len(y) // block, 3)), np.random.default_rng([seed, ds.stories.index(story)])
+        order = rng.permutation(len(pieces))
+        while (order == np.arange(len(pieces))).any():
+            order = rng.permutation(len(pieces))
         return y[np.concatenate([pieces[i] for i in order])]
 
     return responses
 
 
 def other_story(ds):
-    """Responses to the next story of the same split, cut or repeated to this one's length, for `BrainTuner.fit`."""
+    """Responses to the next story of the same split, cut or repeated to this one's length, for `BrainTuner.fit`.
+
+    A split of one story borrows from the training stories.
+    """
 
     def responses(subject, story):
         group = next(names for names in ds.split.values() if story in names)
+        group = group if len(group) > 1 else [*group, *ds.split["train"], *ds.split["val"]]
+        group = list(dict.fromkeys(group))
+        if len(group) < 2:
+            raise ValueError(f"{ds.name} has no other story than {story!r} to take responses from")
         y = ds.responses(subject, group[(group.index(story) + 1) % len(group)])
         return np.resize(y, (ds.responses(subject, story).shape[0], y.shape[1]))
 

@@ -60,9 +60,10 @@ class StoryFeatures:
                     place = (number + np.arange(end - begin)) // per - first
                     inside = np.flatnonzero((place >= 0) & (place < len(rows)))
                     index = torch.from_numpy(place[inside]).to(rows.device)
-                    rows = rows.index_add(0, index, states[begin:end][inside] / per)
+                    rows = rows.index_add(0, index, states[begin:end][inside].float() / per)
         dense = torch.from_numpy(weights[:, first:last].toarray()).to(rows.device)
-        return dense @ rows
+        with torch.autocast(rows.device.type, enabled=False):  # times and responses stay in full precision
+            return dense @ rows
 
 
 class ReadOut(nn.Module):

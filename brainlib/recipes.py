@@ -57,7 +57,7 @@ class Recipe:
     patience : int
         Epochs without a better validation score before it stops; 0 never stops early. The best epoch is kept.
     block : int
-        TRs a gradient step.
+        TRs a gradient step. What the backward pass needs stays in memory: half a GB a clip of 10 s for a base-sized model.
     voxels : str
         "all", a name in ``ds.rois``, or "ceiling > 0.4" (and the like).
     backbone_dropout : bool
@@ -97,15 +97,17 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for field in fields(self):  # JSON has no tuples
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        for field in fields(self):  # JSON has no tuples; 6 and 6.0 are one recipe
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, float(value) if field.type == "float" else _frozen(value))
         for name, known in (("vector", VECTORS), ("to_trs", TO_TRS), ("adapter", ADAPTERS), ("readout", READOUTS), ("loss", LOSSES),
                             ("schedule", ("constant", "linear"))):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"recipe {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {known}")
         if not self.stages or any(what not in ("readout", "all") or n < 1 for what, n in self.stages):
             raise ValueError(f"recipe {self.name!r}: stages {self.stages}; expected pairs of 'readout' or 'all' and a number of epochs")
+        if self.cross_fit == 1 or self.cross_fit < 0:
+            raise ValueError(f"recipe {self.name!r}: cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds")
         if not 0 < self.hop <= self.window or self.block < 2 or (self.to_trs == "clip" and self.vector == "frames"):
             raise ValueError(f"recipe {self.name!r}: expected 0 < hop <= window, block >= 2, and one vector a clip where to_trs is 'clip'")
 

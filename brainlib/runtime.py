@@ -62,9 +62,15 @@ def atomic(path: str | Path):
     try:
         yield holder / path.name
         new = holder / path.name
+        old = holder / "old"
         if path.is_dir() and new.is_dir():  # a folder cannot replace a full one in a single step: move the old aside
-            path.rename(holder / "old")
-        new.replace(path)
+            path.rename(old)
+        try:
+            new.replace(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

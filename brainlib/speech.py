@@ -223,7 +223,7 @@ class SpeechEncoder:
         """Normalisation and convolutions, (n_clips, n_samples) to (n_clips, n_frames, channels); frozen: no gradient."""
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.split(":")[0], enabled=False):
             if self.whisper:  # not padded to 30 s: every frame holds sound
                 mel = self.extractor(list(clips.cpu().numpy()), sampling_rate=RATE, padding=False, truncation=False, return_tensors="pt")
                 mel = mel.input_features[..., : clips.shape[1] // 320 * 2].to(self.device)

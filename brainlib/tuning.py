@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
 from .encoding import RidgeEncoder
 from .judging import pick_voxels
@@ -43,12 +44,14 @@ class _Judge(TrainerCallback):
         self.net, self.tuner, self.train, self.val, self.folder = net, tuner, train, val, folder
         self.alphas, self.best, self.loss = {}, None, []
 
+    def recall(self, epoch):
+        """History and best weights of a run that stopped at this epoch; the last weights are in its checkpoint."""
+        kept = json.loads((self.folder / "history.json").read_text())
+        self.tuner.history, self.alphas = [h for h in kept["history"] if h["epoch"] <= epoch], kept["alphas"]
+        self.best = load_file(self.folder / "best.safetensors")
+
     def on_train_begin(self, args, state, control, **_):
-        if state.epoch:  # goes on after a stop: weights and read-outs are in the checkpoint
-            kept = json.loads((self.folder / "history.json").read_text())
-            self.tuner.history, self.alphas = [h for h in kept["history"] if h["epoch"] <= round(state.epoch)], kept["alphas"]
-            self.best = load_file(self.folder / "best.safetensors")
-        else:
+        if not state.epoch:
             self.note(0, state.is_world_process_zero, first=True)
 
     def on_epoch_begin(self, args, state, control, **_):
@@ -59,8 +62,10 @@ class _Judge(TrainerCallback):
         control.should_training_stop = self.tired() or control.should_training_stop
 
     def tired(self):
-        scores = [h["validation"] for h in self.tuner.history]
-        return 0 < self.net.recipe.patience <= len(scores) - 1 - int(np.argmax(scores))
+        recipe = self.net.recipe
+        alone = next((e for e in range(recipe.epochs) if recipe.stage(e) == "all"), recipe.epochs)  # till then features cannot move
+        later = [h["validation"] for h in self.tuner.history][alone:]
+        return bool(later) and 0 < recipe.patience <= len(later) - 1 - int(np.argmax(later))
 
     def note(self, epoch, writes, first=False):
         net, recipe, scores = self.net, self.net.recipe, []
@@ -69,12 +74,16 @@ class _Judge(TrainerCallback):
         with torch.no_grad():
             x = {s: net.stories[s](0, net.stories[s].weights.shape[0]).cpu().numpy() for s in self.train + self.val}
         net.train(mode)
+        if not all(np.isfinite(v).all() for v in x.values()):
+            raise RuntimeError(f"{recipe.name}: the features are not finite after epoch {epoch}; {self.told()}")
         for subject, readout in net.readouts.items():
             data = {s: net.targets[subject, s].numpy() for s in x}
             fit = [x[s] for s in self.train], [data[s] for s in self.train]
             if subject not in self.alphas:
                 searched = RidgeEncoder(delays=recipe.delays).fit(*fit)
-                self.alphas[subject] = float(np.median(searched.best_alphas_))
+                some = searched.cv_scores_ > 0  # where most voxels cannot be predicted, their penalties say nothing
+                some = some if 0 < some.mean() < 0.5 else slice(None)
+                self.alphas[subject] = float(np.median(searched.best_alphas_[some]))
             plain = RidgeEncoder([self.alphas[subject]], recipe.delays).fit(*fit)
             scores.append(plain.score([x[s] for s in self.val], [data[s] for s in self.val]).mean())
             if first or recipe.readout == "ridge":
@@ -89,7 +98,7 @@ class _Judge(TrainerCallback):
         loss = float(np.mean(self.loss)) if self.loss else None
         self.tuner.history.append({"epoch": epoch, "validation": float(np.mean(scores)), "loss": loss})
         self.loss = []
-        if self.tuner.history[-1]["validation"] >= max(h["validation"] for h in self.tuner.history):
+        if self.tuner.best_epoch == epoch:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items() if k in net.kept}
             if self.folder and writes:
                 with atomic(self.folder / "best.safetensors") as part:
@@ -150,7 +159,8 @@ class BrainTuner:
     history : list of dict
         One entry an epoch, 0 before training: `validation` (mean test-free encoding score of the tuned voxels on the
         validation stories, ridge fitted anew) and training `loss`.
-    best_epoch : int
+    best_epoch, kept_epoch : int
+        The best on validation, and the one whose weights the encoder holds.
     """
 
     def __init__(self, encoder: SpeechEncoder, recipe: Recipe | str):
@@ -165,7 +175,8 @@ class BrainTuner:
 
     @property
     def best_epoch(self) -> int:
-        return int(np.argmax([h["validation"] for h in self.history]))
+        scores = [h["validation"] for h in self.history]
+        return len(scores) - 1 - int(np.argmax(scores[::-1]))  # the last of equals: a read-out may have learnt meanwhile
 
     def fit(self, ds, subjects, voxels=None, responses=None, stories=None, folder=None, keep="best", quiet=False, **training):
         """Train; the encoder then holds the weights of the best epoch on the validation stories (or of the last).
@@ -199,6 +210,8 @@ class BrainTuner:
         """
         recipe, subjects = self.recipe, [subjects] if isinstance(subjects, str) else list(subjects)
         seed_everything(recipe.seed)
+        if recipe.cross_fit > len(stories or ds.split["train"]):
+            raise ValueError(f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(stories or ds.split['train'])} training stories")
         train, val = list(stories or ds.split["train"]), list(ds.split["val"])
         if not isinstance(voxels, dict):
             voxels = {s: pick_voxels(ds, s, recipe.voxels) if voxels is None else np.asarray(voxels) for s in subjects}
@@ -217,11 +230,12 @@ class BrainTuner:
         net.kept = {f"backbone.{n}" for n in net.trained} | {k for k in net.state_dict() if k.startswith("readouts.")}
         net.unfreeze("all")
         folder = None if folder is None else Path(folder)
-        last = (
-            None
-            if folder is None
-            else _resume(folder, {"recipe": recipe.hash(), "subjects": subjects, "stories": train, "model": self.base})
-        )
+        data = hashlib.blake2b(repr([(k, v.shape) for k, v in targets.items()]).encode(), digest_size=8)
+        for y, v in zip([*targets.values()], [voxels[u] for u, _ in targets]):
+            data.update(y.numpy()), data.update(np.ascontiguousarray(v))
+        run = {"recipe": recipe.hash(), "subjects": subjects, "stories": train, "validation": val, "model": self.encoder.fingerprint(),
+               "data": f"{ds.name} {data.hexdigest()}", "training": repr(sorted(training.items()))}  # fmt: skip
+        last = None if folder is None else _resume(folder, run)
         with tempfile.TemporaryDirectory() as scratch:
             defaults = dict(
                 output_dir=str(folder / "checkpoints" if folder else scratch), num_train_epochs=recipe.epochs, per_device_train_batch_size=1,
@@ -235,7 +249,13 @@ class BrainTuner:
             trainer = _Trainer(net, arguments, train_dataset=[{"item": i} for i in range(len(items))], callbacks=[judge])
             trainer.remove_callback(PrinterCallback)
             self.history = []
-            trainer.train(resume_from_checkpoint=last)
+            if last:
+                judge.recall(round(json.loads((Path(last) / "trainer_state.json").read_text())["epoch"]))
+            if last and judge.tired():  # had stopped by itself
+                net.load_state_dict(load_file(Path(last) / "model.safetensors"), strict=False)
+            else:
+                trainer.train(resume_from_checkpoint=last)
+        self.kept_epoch = self.best_epoch if keep == "best" else self.history[-1]["epoch"]
         if keep == "best":
             net.load_state_dict(judge.best, strict=False)
         net.eval().requires_grad_(False)
@@ -250,17 +270,25 @@ class BrainTuner:
         ]
 
     def save(self, folder):
-        """Write adapter (PEFT's format) or weights, read-outs, recipe and card into a folder, whole or not at all."""
+        """Write adapter (PEFT's format) or weights, read-outs, recipe and card into a folder, whole or not at all.
+
+        An earlier saved model there is replaced; any other folder that holds something is refused (FileExistsError).
+        """
+        if (there := Path(folder)).exists() and any(there.iterdir()) and not (there / "tuning.json").exists():
+            raise FileExistsError(f"{folder} holds something else than a saved model: give a folder of its own")
         with atomic(folder) as part:
             part.mkdir()
             (self.adapted or self.encoder.model).save_pretrained(part)
+            if not self.adapted:  # so that sound is normalised as it was
+                extractor = self.encoder.extractor
+                (extractor if self.encoder.whisper else Wav2Vec2FeatureExtractor(do_normalize=bool(extractor))).save_pretrained(part)
             save_file({k: v.detach().cpu().contiguous() for k, v in self.readouts.state_dict().items()}, part / "readouts.safetensors")
             (part / "recipe.json").write_text(self.recipe.to_json())
-            about = {**self.about, "base": self.base, "history": self.history, "best_epoch": self.best_epoch}
+            about = {**self.about, "base": self.base, "history": self.history, "kept_epoch": self.kept_epoch}
             (part / "tuning.json").write_text(json.dumps(about, indent=1))
             kind = "*simulated* listeners" if self.about["simulated"] else "recordings"
             (part / "README.md").write_text(CARD.format(recipe=self.recipe.name, base=self.base, kind=kind, **{k: self.about[k] for k in ("data", "subjects")},
-                                                        before=self.history[0]["validation"], after=self.history[self.best_epoch]["validation"]))  # fmt: skip
+                                                        before=self.history[0]["validation"], after=self.history[self.kept_epoch]["validation"]))  # fmt: skip
 
     @classmethod
     def load(cls, folder, device=None) -> BrainTuner:
@@ -278,7 +306,11 @@ class BrainTuner:
         last = "map.1.bias" if recipe.readout == "lowrank" else "map.bias"
         tuner.readouts = nn.ModuleDict({s: ReadOut(tuner.encoder.width, len(state[f"{s}.{last}"]), recipe) for s in about["subjects"]})
         tuner.readouts.load_state_dict(state)
-        tuner.history, tuner.about = about["history"], {k: about[k] for k in ("data", "simulated", "subjects", "stories")}
+        tuner.history, tuner.kept_epoch, tuner.about = (
+            about["history"],
+            about["kept_epoch"],
+            {k: about[k] for k in ("data", "simulated", "subjects", "stories")},
+        )
         tuner.encoder.model.eval().requires_grad_(False)
         return tuner
 

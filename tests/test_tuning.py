@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_responses
-from transformers import AutoModel, WavLMConfig, WavLMModel
+from transformers import AutoModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from brainlib import datasets, judging, recipes, results, tuning
-from brainlib.encoding import RidgeEncoder
+from brainlib.encoding import RidgeEncoder, noise_ceiling
 from brainlib.network import ReadOut, StoryFeatures
 from brainlib.recipes import RECIPES, Recipe
 from brainlib.speech import Fronts, SpeechEncoder
@@ -29,6 +29,7 @@ def model_folder(tmp_path_factory):
     torch.manual_seed(0)
     small = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(8,) * 7)
     folder = tmp_path_factory.mktemp("wavlm")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)  # as WavLM-base-plus has it
     WavLMModel(WavLMConfig(**small, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)).save_pretrained(folder)
     return str(folder)
 
@@ -115,6 +116,7 @@ def test_the_papers_values_stand():
         ({"loss": "huber"}, "loss is 'huber'"),
         ({"stages": (("head", 2),)}, "stages"),
         ({"hop": 9.0}, "hop <= window"),
+        ({"cross_fit": 1}, "at least 2 folds"),
         ({"vector": "frames", "to_trs": "clip"}, "one vector"),
     ],
 )
@@ -210,10 +212,14 @@ def test_a_stage_trains_what_it_says(model_folder, data):
     assert changed(before, tuner.encoder.model.state_dict())
 
 
-def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data):
-    tuner = tuned(model_folder, data, TINY.with_(readout="ridge", ridge_scale=2.0), keep="last")
-    assert len(tuner.history) == 4 and np.isfinite([h["validation"] for h in tuner.history]).all()
-    assert not any(p.requires_grad for p in tuner.readouts.parameters())
+def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data, tmp_path):
+    tuner = tuned(model_folder, data, TINY.with_(readout="ridge", ridge_scale=2.0), keep="last", folder=tmp_path)
+    alpha = json.loads((tmp_path / "history.json").read_text())["alphas"]["UTS01"]
+    names = data.split["train"]
+    with torch.no_grad():
+        x = [StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder))(0, 10).numpy() for s in names]
+    wanted = RidgeEncoder([2 * alpha]).fit(x, [data.responses("UTS01", s) for s in names]).coef_
+    np.testing.assert_allclose(tuner.readouts["UTS01"].map.weight.numpy().T, wanted, atol=1e-3 * np.abs(wanted).max())
 
 
 def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(model_folder, data, tmp_path, monkeypatch):
@@ -288,9 +294,56 @@ def test_broken_checkpoints_and_other_runs_are_refused(model_folder, data, tmp_p
     assert len(tuned(model_folder, data, TINY, folder=folder).history) == 4
 
 
+def test_another_control_or_other_voxels_are_another_run(model_folder, data, tmp_path):
+    tuned(model_folder, data, TINY, folder=tmp_path)
+    for change in ({"responses": judging.block_shuffled(data, block=2)}, {"voxels": np.arange(1, 6)}):
+        with pytest.raises(ValueError, match="another run .different: data"):
+            tuned(model_folder, data, TINY, folder=tmp_path, **change)
+    with pytest.raises(ValueError, match="another run .different: training"):
+        tuned(model_folder, data, TINY, folder=tmp_path, gradient_accumulation_steps=2)
+
+
+def test_patience_counts_from_where_the_model_may_change(model_folder, data):
+    recipe = TINY.with_(stages=(("readout", 4), ("all", 2)), patience=2)
+    tuner = tuned(model_folder, data, recipe)
+    assert len(tuner.history) >= 6  # the read-out's epochs cannot move the score, and do not count
+
+
+def test_a_run_that_stopped_by_itself_stays_stopped(model_folder, data, tmp_path):
+    recipe = TINY.with_(stages=(("all", 8),), patience=1, lr=0.1)
+    first = tuned(model_folder, data, recipe, folder=tmp_path)
+    assert len(first.history) < 9
+    again = tuned(model_folder, data, recipe, folder=tmp_path)
+    assert again.history == first.history and not changed(weights(first), weights(again))
+
+
+def test_half_precision_trains_and_goes_on(model_folder, data, tmp_path):
+    short = TINY.with_(stages=(("all", 2),), dropout=0.0)
+    whole = tuned(model_folder, data, short, folder=tmp_path / "a", bf16=True, keep="last")
+    assert whole.history[-1]["loss"] < whole.history[1]["loss"]
+    newest = max((tmp_path / "a/checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    shutil.rmtree(newest)
+    again = tuned(model_folder, data, short, folder=tmp_path / "a", bf16=True, keep="last")
+    assert not changed(weights(whole), weights(again))
+
+
+def test_saving_never_eats_another_folder(model_folder, data, tmp_path):
+    tuner = tuned(model_folder, data, TINY.with_(stages=(("all", 1),)), folder=tmp_path / "run", keep="last")
+    with pytest.raises(FileExistsError, match="something else"):
+        tuner.save(tmp_path / "run")
+    assert (tmp_path / "run/history.json").exists()
+    for _ in range(2):  # its own folder it may replace
+        tuner.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out/tuning.json").read_text())["kept_epoch"] == 1
+
+
 def test_two_subjects_have_a_read_out_each(model_folder, data):
     tuner = tuned(model_folder, data, subjects=["UTS01", "UTS02"], voxels={"UTS01": np.arange(6), "UTS02": np.arange(4)})
     assert [r.map.out_features for r in tuner.readouts.values()] == [6, 4]
+    alone = tuned(model_folder, data, TINY.with_(adapter="none", warm_start=True, lr_readout=1e-12), subjects="UTS02", voxels=np.arange(4))
+    both = tuned(model_folder, data, TINY.with_(adapter="none", warm_start=True, lr_readout=1e-12), subjects=["UTS01", "UTS02"],
+                 voxels={"UTS01": np.arange(6), "UTS02": np.arange(4)})  # fmt: skip
+    torch.testing.assert_close(both.readouts["UTS02"].map.weight, alone.readouts["UTS02"].map.weight, atol=1e-6, rtol=0)
 
 
 def test_a_run_that_diverges_stops_with_a_word(model_folder, data, tmp_path):
@@ -318,8 +371,7 @@ def test_a_tuned_model_is_saved_and_loaded(model_folder, data, tmp_path, adapter
         from peft import PeftModel
 
         merged = PeftModel.from_pretrained(AutoModel.from_pretrained(model_folder), tmp_path / "out").merge_and_unload().eval()
-        x = (clips - clips.mean()) / (clips.var(unbiased=False) + 1e-7).sqrt()
-        torch.testing.assert_close(merged(x).last_hidden_state, a, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(merged(clips).last_hidden_state, a, atol=1e-4, rtol=1e-3)
     (tmp_path / "out/readouts.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="readouts.safetensors"):
         BrainTuner.load(tmp_path / "out")
@@ -335,6 +387,9 @@ def test_controls_differ_in_the_responses_alone(data):
     y = data.responses("UTS01", "a")
     shuffled, other = judging.block_shuffled(data, block=2)("UTS01", "a"), judging.other_story(data)("UTS01", "b")
     np.testing.assert_allclose(np.sort(shuffled, 0), np.sort(y, 0))
+    assert (np.abs(shuffled - y).reshape(5, 2, -1).max((1, 2)) > 0).all()  # no block in its own place
+    alone = judging.other_story(data)("UTS01", "d")  # the only test story
+    assert not np.array_equal(alone, data.responses("UTS01", "d"))
     assert not np.array_equal(shuffled, y) and not np.array_equal(other, data.responses("UTS01", "b"))
     made = judging.from_features(data, lambda story: np.arange(20.0).reshape(10, 2))("UTS01", "a")
     assert shuffled.shape == other.shape == made.shape == y.shape and np.isfinite(made).all()
@@ -342,7 +397,9 @@ def test_controls_differ_in_the_responses_alone(data):
 
 def test_voxels_are_picked_without_the_scored_repeats(data, ds):
     assert len(judging.pick_voxels(data, "UTS01")) == 6
-    assert len(judging.pick_voxels(data, "UTS01", "ceiling > 0.0")) <= 6
+    with pytest.warns(UserWarning, match="every second hearing"):
+        picked = judging.pick_voxels(data, "UTS01", "ceiling > 0.0")
+    np.testing.assert_array_equal(picked, np.flatnonzero(noise_ceiling(data.repeats("UTS01", "d")[[0, 2]]) > 0))
     auditory = judging.pick_voxels(ds, "SIM01", "auditory")
     np.testing.assert_array_equal(auditory, np.flatnonzero(ds.rois("SIM01")["auditory"]))
     np.testing.assert_array_equal(judging.pick_voxels(ds, "SIM01", "ceiling > 0.5"), np.flatnonzero(ds.noise_ceiling("SIM01", "val") > 0.5))
@@ -351,8 +408,10 @@ def test_voxels_are_picked_without_the_scored_repeats(data, ds):
 
 
 def test_the_judge_scores_layers_by_a_ridge_of_its_own(model_folder, data):
-    scores = judging.judge(encoder(model_folder), data, "UTS01", [0, 2], voxels=[1, 3], window=6, hop=4)
+    scores, predicted = judging.judge(encoder(model_folder), data, "UTS01", [0, 2], voxels=[1, 3], window=6, hop=4, predictions=True)
     assert sorted(scores) == [0, 2] and scores[2].shape == (2,) and np.isfinite(scores[2]).all()
+    y = np.concatenate([data.responses("UTS01", s)[:, [1, 3]] for s in data.split["test"]])
+    np.testing.assert_allclose([np.corrcoef(y[:, i], predicted[2][:, i])[0, 1] for i in (0, 1)], scores[2], atol=1e-5)
 
 
 def test_kept_runs_are_of_this_code_and_model(ds):

@@ -105,7 +105,7 @@ def run(name, ds, subject, model, out):
     layer = recipe.layer % encoder.layers
     options = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
     r = judging.judge(encoder, ds, subject, [layer], judged, **options)[layer]
-    numbers = summary(ds, subject, r, judged) | {"history": tuner.history, "best_epoch": tuner.best_epoch if tuner.history else 0}
+    numbers = summary(ds, subject, r, judged) | {"history": tuner.history, "best_epoch": tuner.kept_epoch if tuner.history else 0}
     if keep_adapter:
         with runtime.atomic(out.parent / "adapters" / path.stem) as part:
             tuner.adapted.save_pretrained(part)
