@@ -278,8 +278,10 @@ class BrainTuner:
             raise FileExistsError(f"{folder} holds something else than a saved model: give a folder of its own")
         with atomic(folder) as part:
             part.mkdir()
-            (self.adapted or self.encoder.model).save_pretrained(part)
-            if not self.adapted:  # so that sound is normalised as it was
+            if self.adapted:
+                self.adapted.save_pretrained(part, save_embedding_layers=False)
+            else:  # with its extractor, so that sound is normalised as it was
+                self.encoder.model.save_pretrained(part)
                 extractor = self.encoder.extractor
                 (extractor if self.encoder.whisper else Wav2Vec2FeatureExtractor(do_normalize=bool(extractor))).save_pretrained(part)
             save_file({k: v.detach().cpu().contiguous() for k, v in self.readouts.state_dict().items()}, part / "readouts.safetensors")

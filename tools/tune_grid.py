@@ -108,7 +108,7 @@ def run(name, ds, subject, model, out):
     numbers = summary(ds, subject, r, judged) | {"history": tuner.history, "best_epoch": tuner.kept_epoch if tuner.history else 0}
     if keep_adapter:
         with runtime.atomic(out.parent / "adapters" / path.stem) as part:
-            tuner.adapted.save_pretrained(part)
+            tuner.adapted.save_pretrained(part, save_embedding_layers=False)
             (part / "README.md").unlink()  # an empty form; results/README.md says what this is
     results.record(path, numbers, ds, **about, seconds=round(time.perf_counter() - start))
     print(f"{name}: {numbers['all']:.4f} of the ceiling, epoch {numbers['best_epoch']}, {time.perf_counter() - start:.0f} s", flush=True)
