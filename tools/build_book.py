@@ -78,7 +78,7 @@ def prepare(notebook, run: dict):
             lines = [x for x in cell.source.splitlines() if not x.startswith(("[![Open In Colab]", "*Made by"))]
             cell.source = "\n".join(lines)
     title, _, rest = notebook.cells[0].source.partition("\n")
-    given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items())
+    given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items() if v != "")
     note = (
         f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
     )
