@@ -83,9 +83,9 @@ if __name__ == "__main__":
     print(f"simulated listener {given.subject}, {len(stories)} stories, {given.epochs} epochs, {len(voxels)} voxels")
 
     def judged(encoder):
-        layers = [encoder.layers - 1, recipe.layer]
-        scores = judging.judge(encoder, ds, given.subject, layers, voxels, on="val", window=10, hop=8, cache=False)
-        return ", ".join(f"layer {k}: {v.mean():.4f}" for k, v in scores.items())
+        last = encoder.layers - 1
+        scores = judging.judge(encoder, ds, given.subject, [last], voxels, on="val", window=10, hop=8, cache=False)
+        return f"mean r {scores[last].mean():.4f}"
 
     print("pretrained", judged(SpeechEncoder.from_pretrained()), flush=True)
     with Peak() as memory:
