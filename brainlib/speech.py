@@ -18,6 +18,9 @@ ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("wavlm-pico",)
 FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 RATE = 16_000
+SHAPING = (  # what a configuration says beyond the shapes of the weights; other keys come and go with transformers' versions
+    "model_type", "num_attention_heads", "hidden_act", "activation_function", "layer_norm_eps", "feat_extract_norm", "feat_extract_activation",
+    "conv_stride", "num_conv_pos_embedding_groups", "do_stable_layer_norm", "num_buckets", "max_bucket_distance", "scale_embedding")  # fmt: skip
 DEFAULT_WINDOW, DEFAULT_HOP = 8.0, 4.0  # seconds
 
 
@@ -284,9 +287,7 @@ class SpeechEncoder:
 
     def fingerprint(self) -> str:
         """Hash of weights, configuration and adapters, 16 hex digits: names a model, whatever its folder."""
-        aside = ("transformers_version", "dtype", "torch_dtype", "architectures")
-        config = {k: v for k, v in self.model.config.to_dict().items() if not k.startswith("_") and k not in aside}
-        config["normalize"] = bool(self.extractor)
+        config = {k: getattr(self.model.config, k, None) for k in SHAPING} | {"normalize": bool(self.extractor)}
         total = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=8)
         for name, module in self.model.named_modules():  # what an adapter is multiplied by is no weight
             if hasattr(module, "adapter_layer_names"):
