@@ -135,12 +135,12 @@ class _Trainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         out = model(**inputs)
+        judge = next(c for c in self.callback_handler.callbacks if isinstance(c, _Judge))
         if not torch.isfinite(out["loss"]):
-            judge = next(c for c in self.callback_handler.callbacks if isinstance(c, _Judge))
             raise RuntimeError(
                 f"{self.model.recipe.name}: the loss is {float(out['loss'])} at step {self.state.global_step}; {judge.told()}"
             )
-        next(c for c in self.callback_handler.callbacks if isinstance(c, _Judge)).loss.append(float(out["loss"].detach()))
+        judge.loss.append(float(out["loss"].detach()))
         return (out["loss"], out) if return_outputs else out["loss"]
 
 
@@ -210,9 +210,9 @@ class BrainTuner:
         """
         recipe, subjects = self.recipe, [subjects] if isinstance(subjects, str) else list(subjects)
         seed_everything(recipe.seed)
-        if recipe.cross_fit > len(stories or ds.split["train"]):
-            raise ValueError(f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(stories or ds.split['train'])} training stories")
         train, val = list(stories or ds.split["train"]), list(ds.split["val"])
+        if recipe.cross_fit > len(train):
+            raise ValueError(f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(train)} training stories")
         if not isinstance(voxels, dict):
             voxels = {s: pick_voxels(ds, s, recipe.voxels) if voxels is None else np.asarray(voxels) for s in subjects}
         source, fronts = responses or ds.responses, Fronts(self.encoder)

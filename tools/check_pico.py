@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from train_pico import OUT
 
-from brainlib import datasets, encoding, fireside, timing
+from brainlib import datasets, fireside, judging
 from brainlib.speech import SpeechEncoder
 
 LOOKS = {"window": 16.0, "hop": 2.0}
@@ -28,17 +28,10 @@ FLOOR = 0.2  # of the ceiling, below which a share means nothing
 
 def by_level(encoder, ds, subject="SIM01"):
     """DataFrame: a row a layer, a column a planted level; mean share of the ceiling over driven voxels of that level."""
-    train, test, ceiling, truth = ds.split["train"], ds.split["test"], ds.noise_ceiling(subject), ds.truth(subject)
+    ceiling, truth = ds.noise_ceiling(subject), ds.truth(subject)
     keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
-    data, features = {s: ds.responses(subject, s)[:, keep] for s in train + test}, {}
-    for s in data:
-        states, times = encoder.features(ds.story(s).audio, **LOOKS, pool=0.1)
-        features[s] = {k: timing.downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
-    rows = {}
-    for layer in range(encoder.layers):
-        model = encoding.RidgeEncoder().fit([features[s][layer] for s in train], [data[s] for s in train])
-        r = model.score([features[s][layer] for s in test], [data[s] for s in test])
-        rows[layer] = pd.Series(r / ceiling[keep]).groupby(truth.level.to_numpy()[keep]).mean()
+    levels, scores = truth.level.to_numpy()[keep], judging.judge(encoder, ds, subject, range(encoder.layers), keep, **LOOKS)
+    rows = {layer: pd.Series(r / ceiling[keep]).groupby(levels).mean() for layer, r in scores.items()}
     return pd.DataFrame(rows).T[list(fireside.LEVELS)]
 
 
