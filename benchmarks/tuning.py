@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import threading
 import time
 
 import numpy as np
 import torch
+from ridge import Peak
 from transformers import AutoModel
 
 from brainlib import datasets, judging
@@ -27,28 +27,11 @@ from brainlib.speech import ASSETS, RATE, SpeechEncoder
 from brainlib.tuning import BrainTuner
 
 
-class Peak:
-    """Largest resident memory above where it began, in MB, sampled every 20 ms."""
-
-    def __enter__(self):
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the run before has freed is not this one's
-        self.start, self.peak, self.running = self.now(), 0.0, True
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def now(self):
-        return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
-
-    def watch(self):
-        while self.running:
-            self.peak = max(self.peak, self.now() - self.start)
-            time.sleep(0.02)
-
-    def __exit__(self, *_):
-        self.running = False
-        self.thread.join()
+def settled() -> Peak:
+    """A memory watch that begins after what was freed before has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return Peak()
 
 
 def fields_way(ds, subject, stories, voxels, epochs, batch=16):
@@ -92,7 +75,7 @@ if __name__ == "__main__":
         return f"mean r {scores[last].mean():.4f}"
 
     print("pretrained", judged(SpeechEncoder.from_pretrained()), flush=True)
-    with Peak() as memory:
+    with settled() as memory:
         start = time.perf_counter()
         trained = fields_way(ds, given.subject, stories, voxels, given.epochs)
         spent = time.perf_counter() - start
@@ -100,7 +83,7 @@ if __name__ == "__main__":
     plain.model.load_state_dict(trained.state_dict())
     print(f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(plain)}", flush=True)
     encoder = SpeechEncoder.from_pretrained()
-    with Peak() as memory:
+    with settled() as memory:
         start = time.perf_counter()
         BrainTuner(encoder, recipe).fit(ds, given.subject, voxels, stories=stories, quiet=True)
         ours = time.perf_counter() - start

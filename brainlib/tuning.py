@@ -90,8 +90,11 @@ class _Judge(TrainerCallback):
                 jobs = [(readout, self.train)]
                 jobs += [(net.folds[f"{subject} {k}"], [s for s in self.train if net.fold[s] != k]) for k in sorted(set(net.fold.values()))]
                 for module, names in jobs:
-                    ridge = RidgeEncoder([recipe.ridge_scale * self.alphas[subject]], recipe.delays)
-                    module.take(ridge.fit([x[s] for s in names], [data[s] for s in names]), recipe.readout == "ridge" or recipe.warm_start)
+                    ridge = plain  # the very fit that was scored, unless its penalty or its stories are others
+                    if recipe.ridge_scale != 1 or module is not readout:
+                        ridge = RidgeEncoder([recipe.ridge_scale * self.alphas[subject]], recipe.delays)
+                        ridge.fit([x[s] for s in names], [data[s] for s in names])
+                    module.take(ridge, recipe.readout == "ridge" or recipe.warm_start)
         size = max(float(p.detach().abs().max()) for p in net.readouts.parameters())
         if not np.isfinite(size) or not np.isfinite(scores).all():
             raise RuntimeError(f"{recipe.name}: diverged in epoch {epoch} (largest read-out weight {size:.3g}); {self.told()}")
