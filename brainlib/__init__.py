@@ -1,7 +1,7 @@
 """brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
 
-Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `datasets`, `topography`, `fireside`,
-`adapters`, `speech`, `encoding`, `surface`, `results`, `recipes`, `network`, `judging`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
+Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `topography`, `cortex`, `datasets`, `fireside`,
+`lebel`, `adapters`, `speech`, `encoding`, `surface`, `results`, `recipes`, `network`, `judging`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
 """
 
 import importlib
@@ -9,11 +9,13 @@ import importlib
 __version__ = "0.1.0"
 __all__ = [
     "adapters",
+    "cortex",
     "datasets",
     "encoding",
     "files",
     "fireside",
     "judging",
+    "lebel",
     "lowlevel",
     "network",
     "recipes",

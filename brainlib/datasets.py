@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import RATE, check_file, n_repeats, read_audio, read_hf5, read_textgrid
+from . import cortex
+from .files import RATE, check_file, n_columns, n_repeats, read_audio, read_hf5, read_textgrid, zscore
 from .timing import TR_S, scan_trs, tr_centres
 
 AUDIO_KINDS = (".wav", ".flac", ".ogg", ".mp3")
@@ -29,21 +30,16 @@ def load(name: str = "fireside", root: str | Path | None = None, **options) -> D
     root : path, optional
         Where a known data set lives or is to be made; the cache folder if left out.
     **options
-        Passed to the data set's own ``open_dataset``; for fireside ``noise="clean"``, ``"scanner"`` or ``"null"``.
+        Passed to the data set's own ``open_dataset``: for fireside ``noise="clean"``, ``"scanner"`` or ``"null"``; for
+        lebel2023 ``split="braintuning"`` or ``"brainwavlm"``, ``mirror``. For all: `subjects`, `every` (see `Dataset`).
 
     Returns
     -------
     ds : Dataset
     """
     if name in ("fireside", "lebel2023"):
-        module = {"fireside": "fireside", "lebel2023": "lebel"}[name]
-        try:
-            opener = importlib.import_module(f"brainlib.{module}").open_dataset
-        except ModuleNotFoundError as error:
-            raise KeyError(
-                f"data set {name!r} cannot be fetched by this version of brainlib; give the path of a folder in its layout"
-            ) from error
-        return opener(root, **options)
+        module = importlib.import_module({"fireside": ".fireside", "lebel2023": ".lebel"}[name], __package__)
+        return module.open_dataset(root, **options)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -71,11 +67,13 @@ class Story:
 
     rate = RATE
 
-    def __init__(self, name: str, audio_path: Path, grid_path: Path, n_trs: int | None = None):
+    def __init__(self, name: str, audio_path: Path, grid_path: Path, n_trs: int | None = None, prepare=None):
         self.name, self.audio_path, self.grid_path, self._n_trs = name, Path(audio_path), Path(grid_path), n_trs
+        self._prepare = prepare or (lambda: None)
 
     @cached_property
     def audio(self) -> np.ndarray:
+        self._prepare()
         return read_audio(self.audio_path)
 
     @cached_property
@@ -88,6 +86,7 @@ class Story:
             return len(self.audio) / self.rate
         import soundfile
 
+        self._prepare()
         check_file(self.audio_path, "a story's sound", 100)
         return soundfile.info(self.audio_path).duration
 
@@ -118,17 +117,26 @@ class Dataset:
         ``derivative/preprocessed_data/<subject>/<story>.hf5``; ``derivative/respdict.json`` and
         ``dataset_description.json`` are used where they are.
     prepare : callable, optional
-        Called as ``prepare(subject)`` before a subject's files are first read: builds or fetches them.
+        Called as ``prepare(subjects, stories, what)`` before files are first read, with `what` some of "stimuli",
+        "responses" and "cortex": builds or fetches them.
+    description : dict, optional
+        What ``dataset_description.json`` may say: `Name`, `Simulated`, `Subjects`, `Split`; goes before it.
+    subjects : list of str, optional
+        Only these; where the tree states no split, it is then of stories that all of them heard.
+    every : int
+        Keep one voxel in so many: of responses, ceilings, regions and surfaces. For a first look at a large cortex.
     """
 
     tr = TR_S
 
-    def __init__(self, root, prepare=None):
-        self.root = Path(root)
+    def __init__(self, root, prepare=None, description=None, subjects=None, every: int = 1):
+        self.root, self.every = Path(root), int(every)
+        if self.every < 1:
+            raise ValueError(f"every={every}; expected one voxel in 1, 2, 3, ...")
         self._prepare, self._ready = prepare, set()
         self.filled: dict[tuple[str, str], int] = {}  # (subject, story): how many NaNs were replaced by 0
         described = self.root / "dataset_description.json"
-        self.description = json.loads(described.read_text()) if described.exists() else {}
+        self.description = (json.loads(described.read_text()) if described.exists() else {}) | (description or {})
         self.name = self.description.get("Name", self.root.name)
         self.simulated = bool(self.description.get("Simulated", False))
         counts = self.root / MIDDLE / "respdict.json"
@@ -138,6 +146,9 @@ class Dataset:
             raise FileNotFoundError(f"{self.root}: no TextGrids; expected {MIDDLE}/TextGrids/<story>.TextGrid")
         found = sorted(p.name for p in (self.root / MIDDLE / "preprocessed_data").glob("*") if p.is_dir() and not p.name.startswith("."))
         self.subjects = list(self.description.get("Subjects", found))
+        for subject in subjects or ():
+            self._known(subject, self.subjects, "subject")
+        self._asked, self.subjects = bool(subjects), list(subjects or self.subjects)
 
     def __repr__(self):
         kind = "simulated listeners" if self.simulated else "recordings"
@@ -147,12 +158,7 @@ class Dataset:
     def story(self, name: str) -> Story:
         """The story of that name; its audio and times are read when first used, and then kept.
 
-        Raises
-        ------
-        KeyError
-            If there is no such story.
-        FileNotFoundError, ValueError
-            When the audio or TextGrid is read: if it is missing, or is not what it should be.
+        Unknown names are a KeyError; a missing or broken file is named when it is read.
         """
         self._known(name, self.stories, "story")
         return self._story(name)
@@ -162,7 +168,8 @@ class Dataset:
         paths = [self.root / "stimuli" / f"{name}{kind}" for kind in AUDIO_KINDS]
         audio = next((p for p in paths if p.exists() or p.is_symlink()), paths[0])
         rows = self._scan_trs.get(name)
-        return Story(name, audio, self.root / MIDDLE / "TextGrids" / f"{name}.TextGrid", None if rows is None else rows - 20)
+        grid = self.root / MIDDLE / "TextGrids" / f"{name}.TextGrid"
+        return Story(name, audio, grid, None if rows is None else rows - 20, lambda: self.fetch([], [name], ["stimuli"]))
 
     @cached_property
     def split(self) -> dict[str, list[str]]:
@@ -173,10 +180,12 @@ class Dataset:
         """
         if "Split" in self.description:
             return {k: list(v) for k, v in self.description["Split"].items()}
-        subject = self.subjects[0]
-        self._get_ready(subject)
-        has = [s for s in self.stories if self._response_path(subject, s).exists()]
-        counts = {s: n_repeats(self._response_path(subject, s)) for s in has}
+        self.fetch(self.subjects[:1], self.stories, ["responses"])
+        asked = self.subjects if self._asked else self.subjects[:1]
+        has = [s for s in self.stories if all(self._response_path(u, s).exists() for u in asked)]
+        if not has:
+            raise FileNotFoundError(f"{self.root}: no story that {asked} all have responses to")
+        counts = {s: n_repeats(self._response_path(asked[0], s)) for s in has}
         most = max(counts.values())
         test = [s for s in has if counts[s] == most] if most > 1 else has[-1:]
         rest = [s for s in has if s not in test]
@@ -184,8 +193,13 @@ class Dataset:
         return {"train": [s for s in rest if s not in val], "val": val, "test": test}
 
     # ---------------------------------------------------------------- responses
-    def responses(self, subject: str, name: str) -> np.ndarray:
+    def responses(self, subject: str, name: str, voxels=None) -> np.ndarray:
         """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
+
+        Parameters
+        ----------
+        voxels : indices or mask, optional
+            Read only these columns; others never are in memory.
 
         Raises
         ------
@@ -196,45 +210,54 @@ class Dataset:
         ValueError
             The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs.
         """
-        return self._read(subject, name, "data")
+        data, path = self._read(subject, name, "data", voxels)
+        return self._clean(data, subject, name, scaled=n_repeats(path) == 1)  # the mean of repeats has less spread than one
 
-    def repeats(self, subject: str, name: str) -> np.ndarray:
-        """Responses to each hearing of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored.
+    def repeats(self, subject: str, name: str, voxels=None) -> np.ndarray:
+        """Responses to each hearing of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored. See `responses`.
+
+        Warns where `data`, z-scored, is not their mean, z-scored: so it was found to be of UTS01 in an earlier release.
 
         Raises
         ------
         ValueError
             If the story was heard once.
         """
-        return self._read(subject, name, "individual_repeats")
+        hearings, path = self._read(subject, name, "individual_repeats", voxels)
+        mean, data = hearings.mean(0), read_hf5(path, "data", self._columns(subject, voxels))
+        zscore(mean), zscore(data)
+        if mean.shape != data.shape or not np.allclose(mean, data, atol=0.02):
+            warnings.warn(f"{subject} {name}: `data` is not the mean of `individual_repeats`, even z-scored", stacklevel=2)
+        return self._clean(hearings, subject, name)
 
-    def _read(self, subject, name, key):
+    def _read(self, subject, name, key, voxels):
         self._known(subject, self.subjects, "subject")
         self._known(name, self.stories, "story")
-        self._get_ready(subject)
+        self.fetch([subject], [name], ["responses"])
         path = self._response_path(subject, name)
-        data = read_hf5(path, key)
+        data = read_hf5(path, key, self._columns(subject, voxels))
         expected = len(self._story(name).tr_times)
         if data.shape[-2] != expected:
             raise ValueError(
                 f"story {name!r}, {path}: {data.shape[-2]} response rows but {expected} TRs (scan less 20); was the audio cut, or the file another story's?"
             )
-        return self._clean(data, subject, name)
+        return data, path
 
-    def _clean(self, data, subject, name):
-        """z-score over time; what has no number or no variance becomes 0, and is counted."""
-        bad = ~np.isfinite(data)
-        if bad.any():
-            dead = bad.all(axis=tuple(range(data.ndim - 1)))
-            n = int(bad.sum())
-            self.filled[subject, name] = n
-            warnings.warn(f"{subject} {name}: {n} NaN values replaced by 0 ({int(dead.sum())} voxels have no number at all)", stacklevel=4)
-            data = np.where(bad, np.nan, data)
-        with np.errstate(invalid="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            data = data - np.nanmean(data, axis=-2, keepdims=True)
-            data = data / np.nanstd(data, axis=-2, keepdims=True)
-        return np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+    def _columns(self, subject, voxels):
+        """Columns of the response files that hold some of the voxels kept."""
+        if voxels is None or (isinstance(voxels, slice) and voxels == slice(None)):
+            return slice(None, None, self.every)
+        voxels = np.arange(len(voxels))[voxels] if np.asarray(voxels).dtype == bool else np.asarray(voxels)
+        return voxels * self.every
+
+    def _clean(self, data, subject, name, scaled=False):
+        bad, dead, far = zscore(data)
+        if bad:
+            self.filled[subject, name] = bad
+            warnings.warn(f"{subject} {name}: {bad} NaN values replaced by 0 ({dead} voxels have no number at all)", stacklevel=3)
+        if scaled and far > 0.1:
+            warnings.warn(f"{subject} {name}: responses were not z-scored (mean or spread off by {far:.2g}); done here", stacklevel=3)
+        return data
 
     def noise_ceiling(self, subject: str, split: str = "test") -> np.ndarray:
         """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split."""
@@ -245,21 +268,48 @@ class Dataset:
 
     # ---------------------------------------------------------------- space and truth
     def rois(self, subject: str) -> dict[str, np.ndarray]:
-        """Named regions as boolean masks of shape (n_voxels,); empty for a tree without them."""
-        return {k: v.astype(bool) for k, v in self._extra(subject, "rois").items()}
+        """Named regions as boolean masks of shape (n_voxels,); empty for a tree without them.
 
-    def vertices(self, subject: str) -> np.ndarray:
-        """fsaverage5 vertex of each voxel, shape (n_voxels,): left 0 to 10241, right 10242 to 20483.
+        Of ``derivative/rois/<subject>.npz``, or of the listener's own surfaces (see `cortex.REGIONS`).
+        """
+        given = self._extra(subject, "rois") or {k: v[:: self.every] for k, v in getattr(self._cortex(subject), "regions", {}).items()}
+        return {k: v.astype(bool) for k, v in given.items()}
+
+    def fsaverage5(self, subject: str):
+        """Sparse matrix (20484, n_voxels) from voxels to the vertices of fsaverage5, left hemisphere first.
+
+        Rows sum to one; those of vertices without a voxel are empty.
 
         Raises
         ------
         ValueError
             If this tree holds no surface.
         """
-        found = self._extra(subject, "fsaverage5")
-        if "vertices" not in found:
-            raise ValueError(f"{self.name}: no surface for {subject}; expected {MIDDLE}/fsaverage5/{subject}.npz")
-        return found["vertices"]
+        given = self._extra(subject, "fsaverage5")
+        if "vertices" in given:
+            return cortex.from_vertices(given["vertices"])
+        return self._cortex(subject, need=True).matrix if self.every == 1 else cortex.from_vertices(self.vertices(subject))
+
+    def vertices(self, subject: str) -> np.ndarray:
+        """fsaverage5 vertex of each voxel, shape (n_voxels,): left 0 to 10241, right 10242 to 20483, -1 for none."""
+        given = self._extra(subject, "fsaverage5")
+        return given["vertices"] if "vertices" in given else self._cortex(subject, need=True).vertices[:: self.every]
+
+    @lru_cache(maxsize=16)  # noqa: B019
+    def _cortex(self, subject, need=False):
+        try:
+            found = cortex.read(self.root, subject)
+        except FileNotFoundError as error:
+            if need:
+                raise ValueError(f"{self.name}: no surface for {subject}, and no {MIDDLE}/fsaverage5/{subject}.npz ({error})") from error
+            return None
+        some = next((self.root / MIDDLE / "preprocessed_data" / subject).glob("*.hf5"), None)
+        columns = found.matrix.shape[1] if some is None else n_columns(some)
+        if columns != found.matrix.shape[1]:
+            raise ValueError(
+                f"{some}: {columns} columns, but {subject}'s mask holds {found.matrix.shape[1]} voxels; is it another listener's?"
+            )
+        return found
 
     def truth(self, subject: str) -> pd.DataFrame:
         """What was planted in a simulated listener, one row a voxel: a column a level (share of the signal's variance),
@@ -279,18 +329,20 @@ class Dataset:
 
     def _extra(self, subject, kind):
         self._known(subject, self.subjects, "subject")
-        self._get_ready(subject)
+        self.fetch([subject], [], ["cortex"])
         path = self.root / MIDDLE / kind / f"{subject}.npz"
-        return dict(np.load(path)) if path.exists() else {}
+        return {k: v[:: self.every] for k, v in np.load(path).items()} if path.exists() else {}
 
     # ---------------------------------------------------------------- helpers
     def _response_path(self, subject, name):
         return self.root / MIDDLE / "preprocessed_data" / subject / f"{name}.hf5"
 
-    def _get_ready(self, subject):
-        if self._prepare is not None and subject not in self._ready:
-            self._prepare(subject)
-        self._ready.add(subject)
+    def fetch(self, subjects, stories, what=("stimuli", "responses", "cortex")):
+        """Bring (or build) what these subjects and stories need, in one go; done by itself, file by file, when left out."""
+        wanted = {(kind, subject, story) for kind in what for subject in [*subjects, ""] for story in [*stories, ""]} - self._ready
+        if self._prepare is not None and wanted:
+            self._prepare(list(subjects), list(stories), list(what))
+        self._ready |= wanted
 
     def _known(self, name, known, what):
         if name not in known:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+BLOCK_BYTES = 64_000_000  # of a response file read at a time
 RATE = 16_000  # Hz, of all audio in brainlib
 FILLERS = {"", "sp", "ns", "br", "lg", "ls", "sil", "sentence_start", "sentence_end", "{sl}", "{lg}", "{br}", "{ns}", "{sp}"}
 
@@ -71,8 +73,11 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
     return out
 
 
-def read_hf5(path: Path, key: str) -> np.ndarray:
-    """One array of a response file as float32: `data` (n_trs, n_voxels) or `individual_repeats` (n_repeats, n_trs, n_voxels)."""
+def read_hf5(path: Path, key: str, columns=slice(None)) -> np.ndarray:
+    """One array of a response file as float32: `data` (n_trs, n_voxels) or `individual_repeats` (n_repeats, n_trs, n_voxels).
+
+    Of these `columns` (a slice or indices) alone; rows are read a few at a time, so the others never are in memory.
+    """
     import h5py
 
     check_file(path, "an hf5 file of responses", 8)
@@ -82,9 +87,26 @@ def read_hf5(path: Path, key: str) -> np.ndarray:
                 raise ValueError(f"{path}: heard once; repeats exist only for repeated stories")
             if key not in file:
                 raise ValueError(f"{path}: keys {list(file)}; expected {key!r} of shape (n_trs, n_voxels)")
-            return np.asarray(file[key][()], np.float32)
+            stored = file[key]
+            width = stored.shape[-1]
+            taken = np.arange(width)[columns]
+            out = np.empty((*stored.shape[:-1], len(taken)), np.float32)
+            step = max(1, BLOCK_BYTES // (8 * max(width, 1)))
+            for outer in np.ndindex(stored.shape[:-2]):
+                for start in range(0, stored.shape[-2], step):
+                    block = (*outer, slice(start, start + step))
+                    out[block] = stored[block] if len(taken) == width else stored[block][:, columns]
+            return out
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error}); truncated? expected hf5 with {key!r}: build or fetch it again") from error
+
+
+def n_columns(path: Path) -> int:
+    """How many voxels a response file holds."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return file["data"].shape[-1]
 
 
 def n_repeats(path: Path) -> int:
@@ -93,3 +115,24 @@ def n_repeats(path: Path) -> int:
 
     with h5py.File(path, "r") as file:
         return file["individual_repeats"].shape[0] if "individual_repeats" in file else 1
+
+
+def zscore(data: np.ndarray) -> tuple[int, int, float]:
+    """z-score responses over TRs, in place, each hearing by itself; what has no number or no variance becomes 0.
+
+    Returns how many values had no number, how many voxels had none at all, and by how much the typical voxel's mean and
+    spread were off 0 and 1.
+    """
+    bad, dead, far = 0, 0, 0.0
+    for one in data.reshape(-1, *data.shape[-2:]):
+        lost = ~np.isfinite(one)
+        one[lost] = np.nan
+        with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            mean, spread = np.nanmean(one, axis=0), np.nanstd(one, axis=0)
+            far = np.nanmax([far, np.nanmedian(np.abs(mean)), np.nanmedian(np.abs(spread[spread > 0] - 1))])
+            one -= mean
+            one /= spread
+        np.nan_to_num(one, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        bad, dead = bad + int(lost.sum()), dead + int(lost.all(0).sum())
+    return bad, dead, float(far)

@@ -35,12 +35,12 @@ HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al
 NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
 
 
-def open_dataset(root: str | Path | None = None, noise: str = "clean") -> Dataset:
+def open_dataset(root: str | Path | None = None, noise: str = "clean", **options) -> Dataset:
     """The tree of fireside, stories laid out, listeners built when first asked for. See `datasets.load`."""
     _check_noise(noise)
     root = Path(root) if root else cache_dir("fireside", noise)
     _lay_out(root, noise)
-    return Dataset(root, prepare=lambda subject: build([subject], noise=noise, root=root))
+    return Dataset(root, prepare=lambda subjects, stories, what: build(subjects, noise=noise, root=root), **options)
 
 
 def build(subjects=SUBJECTS, noise: str = "clean", root: str | Path | None = None) -> Path:

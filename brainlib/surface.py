@@ -25,32 +25,25 @@ def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
     Parameters
     ----------
     ds : Dataset
-        Must know its voxels' vertices.
+        See `Dataset.fsaverage5`.
     subject : str
     values : array of shape (n_voxels,)
-        Numbers or booleans; NaN stays NaN.
+        Numbers or booleans. A vertex takes the mean of its voxels, weighted by their share of it; NaN does not count.
 
     Returns
     -------
     filled : array of shape (20484,)
-        Left hemisphere first. A vertex without a voxel takes the value of the nearest that has one (on the sphere);
-        the medial wall (cortex thinner than 1 mm) is NaN.
+        Left hemisphere first; NaN where no voxel lies, and on the medial wall (cortex thinner than 1 mm). Simulated
+        voxels are some of the vertices: others take the value of the nearest that has one (on the sphere).
     """
-    from scipy.spatial import cKDTree
-
-    vertices, values = ds.vertices(subject), np.asarray(values, float)
-    if values.shape != vertices.shape:
-        raise ValueError(f"{values.shape} values but {vertices.shape} voxels of {subject}: one value a voxel")
-    mesh, wall = _meshes()[0], medial_wall()
-    filled = np.full(2 * N_VERTICES, np.nan)
-    for side, first in (("left", 0), ("right", N_VERTICES)):
-        here = (vertices >= first) & (vertices < first + N_VERTICES)
-        if not here.any():
-            continue
-        sphere = mesh["sphere"].parts[side].coordinates
-        _, nearest = cKDTree(sphere[vertices[here] - first]).query(sphere)
-        filled[first : first + N_VERTICES] = np.where(wall[side], np.nan, values[here][nearest])
-    return filled
+    matrix, values = ds.fsaverage5(subject), np.asarray(values, float)
+    if values.shape != (matrix.shape[1],):
+        raise ValueError(f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: one value a voxel")
+    there = np.isfinite(values)
+    weight = matrix @ there.astype(float)
+    with np.errstate(invalid="ignore"):
+        filled = np.where(weight > 0, matrix @ np.where(there, values, 0) / weight, np.nan)
+    return np.where(np.concatenate(list(medial_wall().values())), np.nan, filled)
 
 
 def label(ds, text: str = "") -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import GRID, write_responses
+from lebel_tree import zscored
 
 from brainlib import datasets, files
 
@@ -74,7 +75,7 @@ def test_rows_that_do_not_fit_the_trs_are_refused(tree):
 
 
 def test_nans_are_reported_filled_and_counted(tree):
-    data = np.random.default_rng(0).standard_normal((10, 6))
+    data = zscored(np.random.default_rng(0).standard_normal((10, 6)))
     data[:, 2], data[3, 4] = np.nan, np.nan
     write_responses(tree / "derivative/preprocessed_data/UTS01/a.hf5", data)
     ds = datasets.load(str(tree))

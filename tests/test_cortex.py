@@ -1,0 +1,176 @@
+"""Voxels to fsaverage5 on a made-up listener whose anatomy is fsaverage5 itself, in a scan of known place: the answer is known."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from lebel_tree import LABELS, make_anatomy, parcel
+from nibabel.freesurfer import write_annot
+from nilearn.datasets import load_fsaverage
+
+from brainlib import cortex, surface
+from brainlib.topography import N_VERTICES
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def listener(tmp_path):
+    return tmp_path / "tree", make_anatomy(tmp_path / "tree", "UTS03")
+
+
+def by_hand(root, subject="UTS03"):
+    """{vertex: voxel numbers of its ten points}, one at a time, from the mask as nibabel holds it."""
+    folder = root / f"derivative/pycortex-db/{subject}/transforms/{subject}_auto"
+    mask, coord = (
+        nibabel.load(folder / "mask_thick.nii.gz").get_fdata(),
+        np.array(json.loads((folder / "matrices.xfm").read_text())["coord"]),
+    )
+    number, n = {}, 0
+    for k in range(mask.shape[2]):  # slices first, columns last
+        for j in range(mask.shape[1]):
+            for i in range(mask.shape[0]):
+                if mask[i, j, k]:
+                    number[i, j, k], n = n, n + 1
+    mesh, found = load_fsaverage("fsaverage5"), {}
+    for first, side in ((0, "left"), (N_VERTICES, "right")):
+        pial, white = (mesh[p].parts[side].coordinates for p in ("pial", "white_matter"))
+        for v in range(0, N_VERTICES, 37):
+            points = [white[v] + t * (pial[v] - white[v]) for t in np.arange(10) / 9]
+            places = [tuple(np.rint((coord @ [*p, 1])[:3]).astype(int)) for p in points]
+            found[first + v] = [number[p] for p in places if p in number]
+    return found
+
+
+def test_the_answer_is_right_to_the_vertex(listener):
+    root, n = listener
+    found = cortex.read(root, "UTS03")
+    assert found.matrix.shape == (2 * N_VERTICES, n)
+    values = np.random.default_rng(0).standard_normal(n)
+    mapped, known = found.matrix @ values, by_hand(root)
+    assert len(known) == 554 and all(known.values())
+    np.testing.assert_allclose([mapped[v] for v in known], [values[x].mean() for x in known.values()], atol=1e-9)
+    np.testing.assert_allclose(np.asarray(found.matrix.sum(1)).ravel(), 1)
+
+
+def test_another_numbering_of_the_listener_s_vertices_changes_nothing(listener, tmp_path):
+    root, n = listener
+    order = np.random.default_rng(1).permutation(N_VERTICES)
+    make_anatomy(tmp_path / "other", "UTS03", order=order)
+    a, b = cortex.read(root, "UTS03"), cortex.read(tmp_path / "other", "UTS03")
+    assert abs(a.matrix - b.matrix).max() < 1e-9
+    assert all((a.regions[k] == b.regions[k]).all() for k in a.regions)
+
+
+def test_surfaces_packed_as_npz_are_the_same(listener, tmp_path):
+    make_anatomy(tmp_path / "npz", "UTS03", packed=True)
+    assert abs(cortex.read(listener[0], "UTS03").matrix - cortex.read(tmp_path / "npz", "UTS03").matrix).max() < 1e-9
+
+
+def test_a_finer_listener_is_averaged(listener, tmp_path):
+    """Twice the vertices, each pair at one place of the sphere: values stay those of the pair's mean."""
+    root, n = listener
+    twice = np.repeat(np.arange(N_VERTICES), 2)
+    base = root / "derivative"
+    from nibabel.freesurfer import read_annot, read_geometry, write_geometry
+
+    before = cortex.read(root, "UTS03").matrix
+    for h in ("lh", "rh"):
+        for name in ("pia", "wm"):
+            path = base / f"pycortex-db/UTS03/surfaces/{name}_{h}.gii"
+            points = nibabel.load(path).agg_data("pointset")
+            path.unlink()
+            np.savez(path.with_suffix(".npz"), pts=points[twice], polys=np.zeros((1, 3), int))
+        sphere, faces = read_geometry(base / f"freesurfer_subjdir/UTS03/surf/{h}.sphere.reg")
+        write_geometry(base / f"freesurfer_subjdir/UTS03/surf/{h}.sphere.reg", sphere[twice], faces)
+        codes, table, names = read_annot(base / f"freesurfer_subjdir/UTS03/label/{h}.aparc.a2009s.annot")
+        write_annot(base / f"freesurfer_subjdir/UTS03/label/{h}.aparc.a2009s.annot", codes[twice], table, names)
+    assert abs(cortex.read(root, "UTS03").matrix - before).max() < 1e-6
+
+
+def test_regions_are_the_listener_s_own_labels(listener):
+    found, known = cortex.read(listener[0], "UTS03"), by_hand(listener[0])
+    mesh = load_fsaverage("fsaverage5")
+    codes = np.concatenate([parcel(mesh["pial"].parts[s].coordinates, x) for s, x in (("left", 1), ("right", -1))])
+    of_region = {r: found.regions[r] for r in LABELS}
+    agree = [all(of_region[list(LABELS)[codes[v] - 1]][x]) for v, x in known.items() if codes[v]]
+    assert np.mean(agree) > 0.6  # voxels of 9 mm: many lie in two labels, and go to the larger share
+    assert (sum(m.astype(int) for m in of_region.values()) <= 1).all()
+    assert (found.regions["auditory"] == (of_region["auditory_core"] | of_region["auditory_belt"])).all()
+    assert (found.regions["left_hemisphere"] ^ found.regions["right_hemisphere"]).all()
+
+
+def test_hcp_labels_are_taken_where_a_reader_supplies_them(listener):
+    root = listener[0]
+    folder = root / "derivative/freesurfer_subjdir/UTS03/label"
+    before = cortex.read(root, "UTS03").regions
+    for h, letter in (("lh", "L"), ("rh", "R")):
+        codes = np.zeros(N_VERTICES, int)
+        codes[:200], codes[200:300] = 1, 2
+        write_annot(
+            folder / f"{h}.HCPMMP1.annot",
+            codes,
+            np.array([[0] * 5, [20, 7, 3, 0, 0], [5, 9, 30, 0, 0]]),
+            ["???", f"{letter}_A1_ROI", f"{letter}_55b_ROI"],
+            fill_ctab=True,
+        )
+        if h == "lh":  # one hemisphere is not enough
+            assert (cortex.read(root, "UTS03").regions["angular"] == before["angular"]).all()
+    found = cortex.read(root, "UTS03")
+    assert {n for n, m in found.regions.items() if m.any()} == {
+        "auditory_core",
+        "auditory",
+        "middle_frontal",
+        "late_language",
+        "left_hemisphere",
+        "right_hemisphere",
+    }
+    assert set(found.labels) <= {"", "???", "A1", "55b"}
+
+
+def test_it_is_computed_once_and_anew_when_a_file_changes(listener, monkeypatch):
+    root = listener[0]
+    cortex.read(root, "UTS03")
+    monkeypatch.setattr(cortex, "_build", lambda files: 1 / 0)
+    cortex.read(root, "UTS03")
+    path = root / "derivative/pycortex-db/UTS03/transforms/UTS03_auto/matrices.xfm"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(ZeroDivisionError):
+        cortex.read(root, "UTS03")
+
+
+def test_files_of_two_listeners_are_refused(listener):
+    root = listener[0]
+    path = root / "derivative/pycortex-db/UTS03/surfaces"
+    (path / "pia_lh.gii").unlink()
+    np.savez(path / "pia_lh.npz", pts=np.zeros((5, 3)), polys=np.zeros((1, 3), int))
+    with pytest.raises(ValueError, match="lh: surfaces of different vertices.*'pia': 5, 'wm': 10242"):
+        cortex.read(root, "UTS03")
+    (path / "pia_lh.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 10 files missing, first .*pia_lh.gii"):
+        cortex.read(root, "UTS03")
+
+
+def test_a_transform_that_misses_the_mask_is_refused(listener):
+    path = listener[0] / "derivative/pycortex-db/UTS03/transforms/UTS03_auto/matrices.xfm"
+    path.write_text(json.dumps({"coord": (np.eye(4) * 1000).tolist()}))
+    with pytest.raises(ValueError, match="no vertex falls into the mask"):
+        cortex.read(listener[0], "UTS03")
+
+
+def test_nans_and_empty_vertices_in_a_picture():
+    class Two:
+        """Vertex 0 has both voxels, vertex 1 the second, no other any."""
+
+        def fsaverage5(self, subject):
+            from scipy.sparse import csr_matrix
+
+            return csr_matrix(([0.25, 0.75, 1.0], ([0, 0, 1], [0, 1, 1])), shape=(2 * N_VERTICES, 2))
+
+    assert surface.to_fsaverage5(Two(), "x", [4.0, 8.0])[:2].tolist() == [7.0, 8.0]
+    filled = surface.to_fsaverage5(Two(), "x", [4.0, np.nan])
+    assert filled[0] == 4.0 and np.isnan(filled[1:]).all()

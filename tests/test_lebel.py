@@ -1,0 +1,328 @@
+"""ds003020: what is fetched, what is refused, and how its oddities are read. No real recording: trees and servers are made here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from lebel_tree import STORIES, Server, make_tree, manifest_of
+
+from brainlib import datasets, files, lebel
+
+EVERYBODY = ("UTS01", "UTS02", "UTS03", "UTS04", "UTS09")
+ONE = "derivative/preprocessed_data/UTS03/buck.hf5"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("source") / "ds003020", EVERYBODY)
+
+
+@pytest.fixture(scope="module")
+def table(source, tmp_path_factory):
+    return lebel.manifest(manifest_of(source, tmp_path_factory.mktemp("manifest") / "m.csv"))
+
+
+@pytest.fixture
+def server(source, monkeypatch):
+    monkeypatch.setattr(lebel, "BACKOFF_S", 0.02)
+    monkeypatch.setattr(lebel, "SPARE", 0)
+    return Server(source)
+
+
+@pytest.fixture
+def fetch(server, table, tmp_path):
+    def call(subjects=("UTS03",), stories=("buck",), what=("responses",), **options):
+        return lebel.fetch(
+            subjects, stories, what, **{"root": tmp_path / "out", "mirror": server.url, "table": table, "quiet": True} | options
+        )
+
+    return call
+
+
+def same(root, source, path):
+    return (root / path).read_bytes() == (source / path).read_bytes()
+
+
+# ------------------------------------------------------------------ the manifest
+def test_the_shipped_manifest_is_that_of_the_release():
+    table = lebel.manifest()
+    assert table.path.is_unique and table.md5.str.fullmatch("[0-9a-f]{32}").all()
+    assert table.groupby("kind").size().to_dict() == {"cortex": 86, "responses": 440, "stimuli": 85, "textgrids": 86}
+    heard = {s: len(lebel.stories_of(s, table)) for s in sorted(set(table.subject) - {""})}
+    assert list(heard.values()) == [84, 84, 84, 26, 27, 27, 27, 27, 54]
+    assert "life" not in lebel.stories_of("UTS04") and "fromboyhoodtofatherhood" not in lebel.stories_of("UTS09")
+    assert "onapproachtopluto" not in set(table.story)  # the second validation story of brainwavlm's later code
+    # float64 and contiguous: sizes of one listener's stories differ by whole rows
+    sizes = table[(table.subject == "UTS03") & (table.story != lebel.TEST)].query("kind == 'responses'").bytes
+    assert ((sizes - 2048) % (8 * 95_556) == 0).all()
+
+
+def test_splits_are_whole_disjoint_and_heard():
+    for subjects in (["UTS03"], ["UTS04"], ["UTS09"], ["UTS02", "UTS09"]):
+        for name in lebel.SPLITS:
+            split = lebel.split_of(subjects, name)
+            named = sum(split.values(), [])
+            assert len(named) == len(set(named)) and split["val"] and split["test"] == ["wheretheressmoke"]
+            assert all(set(named) <= set(lebel.stories_of(s)) for s in subjects)
+    sizes = {n: [len(v) for v in lebel.split_of(["UTS03"], n).values()] for n in lebel.SPLITS}
+    assert sizes == {"braintuning": [24, 2, 1], "brainwavlm": [82, 1, 1]}
+    assert lebel.split_of(["UTS04"])["val"] == ["stagefright"]
+    assert len(lebel.split_of(["UTS09"], "brainwavlm")["val"]) == 2  # heard no validation story of it
+    with pytest.raises(KeyError, match="no split 'paper'"):
+        lebel.split_of(["UTS03"], "paper")
+
+
+# ------------------------------------------------------------------ fetching
+def test_only_what_is_asked_for_comes_and_it_comes_once(fetch, server, source, capsys):
+    root = fetch(stories=("buck", "souls"), what=("responses", "stimuli"), quiet=False)
+    there = sorted(str(p.relative_to(root)) for p in root.rglob("*.*") if p.is_file() and not p.name.startswith("."))
+    assert there == sorted([ONE, ONE.replace("buck", "souls"), "stimuli/buck.wav", "stimuli/souls.wav"])
+    assert all(same(root, source, p) for p in there)
+    said = capsys.readouterr().out
+    assert "fetching 4 of 4 files, " in said and " MB, into " in said and "free" in said
+    server.log.clear()
+    fetch(stories=("buck", "souls"), what=("responses", "stimuli"), mirror="http://127.0.0.1:9/nowhere")  # offline
+    assert not server.log and not any((root / ".partial").rglob("*.hf5"))
+
+
+@pytest.mark.parametrize("fault", ["503", "html", "pointer", "redirect", "corrupt", "truncate", "close", "stall"])
+def test_a_fault_is_got_over(fetch, server, source, fault):
+    server.faults = {ONE: [fault]}
+    assert same(fetch(), source, ONE)
+    assert (fault in ("redirect",)) or sum(x[0] == "GET" and x[1] == ONE for x in server.log) >= 2
+    resumed = [x for x in server.log if x[2]]
+    assert bool(resumed) == (fault in ("html", "pointer", "truncate", "close", "stall"))
+
+
+def test_a_server_without_ranges_is_no_hindrance(fetch, server, source):
+    server.faults = {ONE: ["truncate", "norange"]}
+    assert same(fetch(), source, ONE)
+
+
+@pytest.mark.parametrize(
+    "fault, why",
+    [("html", "a web page instead"), ("pointer", "a git-annex pointer instead"), ("corrupt", "MD5"), ("503", "HTTP 503")],
+)
+def test_what_stays_wrong_is_refused_and_named_and_the_rest_comes(fetch, server, source, tmp_path, fault, why):
+    server.faults = {ONE: [fault] * 99}
+    with pytest.raises(OSError, match=rf"1 of 2 files did not come whole .*buck.hf5: .*{why}.*call again") as error:
+        fetch(stories=("buck", "souls"))
+    assert "\n" not in str(error.value)
+    out = tmp_path / "out"
+    assert not (out / ONE).exists() and same(out, source, ONE.replace("buck", "souls"))
+    server.faults, server.log[:] = {}, []
+    assert same(fetch(stories=("buck", "souls")), source, ONE)
+    assert {x[1] for x in server.log} == {ONE}
+
+
+def test_no_network_is_one_line(fetch):
+    with pytest.raises(OSError, match="Could not connect"):
+        fetch(mirror="http://127.0.0.1:9")
+
+
+def test_a_file_the_mirror_lacks_is_named(fetch, table):
+    extra = pd.concat([table, table[table.path == ONE].assign(path=ONE.replace("buck", "gone"), story="gone")])
+    extra = pd.concat([extra, extra[extra.path == "derivative/TextGrids/buck.TextGrid"].assign(story="gone")])
+    with pytest.raises(OSError, match="gone.hf5: .*404"):
+        fetch(stories=("gone",), table=extra)
+
+
+def test_a_wrong_file_under_the_name_is_replaced_only_by_a_right_one(fetch, server, source, tmp_path):
+    path = tmp_path / "out" / ONE
+    path.parent.mkdir(parents=True)
+    path.write_text("/annex/objects/MD5E-s1--0.hf5")
+    server.faults = {ONE: ["html"] * 99}
+    with pytest.raises(OSError):
+        fetch()
+    assert path.read_text().startswith("/annex")
+    server.faults = {}
+    assert same(fetch(), source, ONE)
+
+
+def test_check_finds_what_size_cannot(fetch, source):
+    root = fetch()
+    content = bytearray((root / ONE).read_bytes())
+    content[5000] ^= 1
+    (root / ONE).write_bytes(content)
+    fetch()
+    assert not same(root, source, ONE)
+    fetch(check=True)
+    assert same(root, source, ONE)
+
+
+def test_too_little_disk_fetches_nothing(fetch, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(lebel, "SPARE", 10**18)
+    with pytest.raises(OSError, match="free, .* GB needed; free some, ask for less"):
+        fetch()
+    assert not server.log and not (tmp_path / "out" / ONE).exists()
+
+
+def test_a_local_copy_serves_and_is_checked_too(fetch, source, tmp_path):
+    assert same(fetch(mirror=source), source, ONE)
+    wrong = tmp_path / "copy"
+    (wrong / ONE).parent.mkdir(parents=True)
+    (wrong / ONE).write_bytes(b"0" * (source / ONE).stat().st_size)
+    with pytest.raises(OSError, match="1 of 1 files .* MD5 is not"):
+        fetch(mirror=wrong, root=tmp_path / "other")
+    with pytest.raises(OSError, match="No such file"):
+        fetch(mirror=tmp_path / "nothing", root=tmp_path / "other2")
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"subjects": ["UTS10"]}, KeyError, "no subject 'UTS10'; it has .'UTS01'"),
+        ({"stories": ["bucks"]}, KeyError, "no story .'bucks'"),
+        ({"subjects": ["UTS04"], "stories": ["life"]}, ValueError, "UTS04 did not hear .'life'"),
+        ({"what": ["fmri"]}, ValueError, "expected a list of some of"),
+        ({"what": "responses"}, ValueError, "expected a list of some of"),
+    ],
+)
+def test_a_wrong_wish_is_refused_before_anything_is_asked(fetch, server, options, error, message):
+    with pytest.raises(error, match=message):
+        fetch(**options)
+    assert not server.log
+
+
+def test_nothing_is_lost_or_taken_for_whole_after_kill_9(server, source, table, tmp_path):
+    server.slow = 0.05  # 64 kB every 50 ms: the sound of 11 MB takes eight seconds
+    table.to_csv(tmp_path / "m.csv", index=False)
+    code = (
+        "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
+        "lebel.fetch((), ['buck', 'souls'], ['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), server.url, str(tmp_path / "m.csv")]
+    process, parts = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL), tmp_path / "out/.partial/stimuli"
+    until = time.time() + 60
+    while time.time() < until and not (
+        parts.is_dir() and all((parts / f"{s}.wav").exists() and (parts / f"{s}.wav").stat().st_size > 500_000 for s in ("buck", "souls"))
+    ):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    begun = {p.stem: p.stat().st_size for p in parts.iterdir()}
+    assert set(begun) == {"buck", "souls"} and not (tmp_path / "out/stimuli").exists()
+    server.slow, server.log[:] = 0.0, []
+    root = lebel.fetch((), ["buck", "souls"], ["stimuli"], root=tmp_path / "out", mirror=server.url, table=table, quiet=True)
+    assert same(root, source, "stimuli/buck.wav") and same(root, source, "stimuli/souls.wav")
+    assert sorted(x[2] for x in server.log if x[0] == "GET") == sorted(f"bytes={n}-" for n in begun.values())
+
+
+def test_two_processes_fetch_the_same_files_once(server, source, table, tmp_path):
+    server.slow = 0.002
+    table.to_csv(tmp_path / "m.csv", index=False)
+    code = (
+        "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
+        "lebel.fetch((), ['buck'], ['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), server.url, str(tmp_path / "m.csv")]
+    both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    assert same(tmp_path / "out", source, "stimuli/buck.wav") and sum(x[0] == "GET" for x in server.log) == 1
+
+
+# ------------------------------------------------------------------ reading
+@pytest.fixture
+def ds(source, table):
+    def load(*subjects, **options):
+        return datasets.load("lebel2023", root=source, table=table, mirror="http://127.0.0.1:9", subjects=subjects, **options)
+
+    return load
+
+
+def test_a_whole_copy_is_opened_without_a_network(ds):
+    d = ds("UTS03")
+    assert (d.name, d.simulated, d.subjects, d.tr) == ("lebel2023", False, ["UTS03"], 2.0)
+    assert d.split == {
+        "train": ["souls", "naked", "fromboyhoodtofatherhood", "sloth", "buck", "eyespy"],
+        "val": ["stagefright", "life"],
+        "test": ["wheretheressmoke"],
+    }
+    for name, seconds in STORIES.items():
+        story = d.story(name)
+        assert story.audio.shape == (int(np.ceil(seconds * 16_000)),) and story.audio.dtype == np.float32  # stereo and mono, 44.1 kHz
+        assert len(story.tr_times) == (seconds + 20) // 2 - 20 + (name == "wheretheressmoke")
+    dropped = {"sp", "ns", "lg", "{BR}", "sentence_start"}
+    assert not dropped & set(story.words.text) and not dropped & set(story.phonemes.text)
+    assert set(story.phonemes.text) == {"AH0", "S", "T", "IY1"} and set(story.words.text) <= {"river", "the", "house", "walked"}
+
+
+def test_files_come_when_they_are_first_read(server, table, tmp_path, capfd):
+    d = datasets.load("lebel2023", root=tmp_path / "out", table=table, mirror=server.url, subjects=["UTS03"])
+    asked = [x[1] for x in server.log if x[0] == "GET"]
+    assert len(asked) == 11 and all("stimuli" not in x and "hf5" not in x for x in asked)  # nine TextGrids and two tables
+    server.log.clear()
+    d.responses("UTS03", "buck"), d.story("buck").audio, d.responses("UTS03", "buck")
+    assert [x[1] for x in server.log if x[0] == "GET"] == [ONE, "stimuli/buck.wav"]
+    server.log.clear()
+    d.fetch(["UTS03"], ["buck", "eyespy"])  # in one go
+    assert sorted(x[1] for x in server.log if x[0] == "GET") == [ONE.replace("buck", "eyespy"), "stimuli/eyespy.wav"]
+
+
+def test_listeners_who_lack_a_story(ds):
+    assert ds("UTS04").split["val"] == ["stagefright"]
+    assert "fromboyhoodtofatherhood" not in ds("UTS09").split["train"]
+    with pytest.raises(ValueError, match="UTS04 did not hear .'life'"):
+        ds("UTS04").responses("UTS04", "life")
+    assert ds("UTS03").repeats("UTS03", "wheretheressmoke").shape == (10, 24, 40)
+    assert ds("UTS04").repeats("UTS04", "wheretheressmoke").shape == (5, 24, 40)
+    assert ds("UTS09").rois("UTS09") == {}
+    with pytest.raises(ValueError, match="no surface for UTS09"):
+        ds("UTS09").vertices("UTS09")
+
+
+def test_oddities_are_told_and_mended(ds):
+    d = ds("UTS03", "UTS01")
+    with pytest.warns(UserWarning, match="UTS03 souls: 21 NaN values replaced by 0 .1 voxels have no number"):
+        d.responses("UTS03", "souls")
+    assert d.filled == {("UTS03", "souls"): 21}
+    with pytest.warns(UserWarning, match="UTS03 naked: responses were not z-scored"):
+        y = d.responses("UTS03", "naked")
+    np.testing.assert_allclose([y.mean(0), y.std(0)], [np.zeros(40), np.ones(40)], atol=1e-5)
+    with pytest.warns(UserWarning, match="UTS01 wheretheressmoke: `data` is not the mean"):
+        d.repeats("UTS01", "wheretheressmoke")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        d.repeats("UTS03", "wheretheressmoke"), d.responses("UTS03", "wheretheressmoke"), d.responses("UTS03", "buck")
+    assert np.median(d.noise_ceiling("UTS03")) > 0.7
+
+
+def test_only_the_columns_asked_for_are_read(ds, source, monkeypatch):
+    whole = ds("UTS03").responses("UTS03", "buck")
+    chosen = np.array([3, 30, 11])
+    mask = np.zeros(40, bool)
+    mask[[3, 11, 30]] = True
+    np.testing.assert_array_equal(ds("UTS03").responses("UTS03", "buck", chosen), whole[:, chosen])
+    np.testing.assert_array_equal(ds("UTS03").responses("UTS03", "buck", mask), whole[:, mask])
+    thin = ds("UTS03", every=7)
+    np.testing.assert_array_equal(thin.responses("UTS03", "buck"), whole[:, ::7])
+    np.testing.assert_array_equal(thin.responses("UTS03", "buck", [2, 4]), whole[:, [14, 28]])
+    monkeypatch.setattr(files, "BLOCK_BYTES", 8 * 40 * 3)  # three rows at a time
+    np.testing.assert_array_equal(
+        ds("UTS03").repeats("UTS03", "wheretheressmoke", chosen), ds("UTS03").repeats("UTS03", "wheretheressmoke")[..., chosen]
+    )
+    with pytest.raises(ValueError, match="every=0"):
+        ds("UTS03", every=0)
+
+
+def test_memory_is_that_of_the_columns(tmp_path):
+    """A test story of ten repeats of 60,000 voxels (1.1 GB) is read for one voxel in a hundred: never more than a few blocks."""
+    import h5py
+
+    path = tmp_path / "big.hf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("individual_repeats", (10, 231, 60_000), "f8")[9, 230] = 1.0
+    code = (
+        "import sys, numpy as np, h5py; from pathlib import Path; from brainlib import files, runtime\n"
+        "before = runtime.peak_memory_mb(); x = files.read_hf5(Path(sys.argv[1]), 'individual_repeats', slice(None, None, 100))\n"
+        "print(x.shape, x[9, 230].sum(), runtime.peak_memory_mb() - before)"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.startswith("(10, 231, 600) 600.0 ") and float(out.split()[-1]) < 300
