@@ -110,6 +110,53 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+# ------------------------------------------------------------------ notebooks
+HOSTNAME = Path("/var/colab/hostname")  # of a hosted Colab machine; its plain Docker image lacks it
+DRIVE = Path("/content/drive")
+CPU_SIZED = {"speech_model": "wavlm-pico", "window": 10.0, "hop": 8.0, "layer": -100, "epochs": 3, "n_stories": 8, "every": 4}
+
+
 def on_colab() -> bool:
     """True on a hosted Colab machine, False elsewhere and in Colab's plain Docker image."""
-    return "COLAB_RELEASE_TAG" in os.environ and Path("/var/colab/hostname").exists()
+    return "COLAB_RELEASE_TAG" in os.environ and HOSTNAME.exists()
+
+
+def set_up(parameters: dict) -> dict:
+    """Tell what a notebook runs on, and fit its parameters to it; the last line of every notebook's set-up cell.
+
+    Parameters
+    ----------
+    parameters : dict
+        The notebook's names and values. With `drive` true, what is computed is kept on Google Drive (Colab asks first).
+
+    Returns
+    -------
+    changed : dict
+        On a hosted machine without a GPU that is asked for another speech model than the embedded one: the parameters
+        that a CPU can do, with a note. Else empty. Models are asked for without a token unless ``$HF_TOKEN`` is set.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        free, total = torch.cuda.mem_get_info()
+        print(f"GPU: {torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free")
+    else:
+        print(f"no GPU; {os.cpu_count()} CPU cores")
+    if not on_colab():
+        return {}
+    if "HF_TOKEN" not in os.environ:  # public models need none, and looking for one in Colab's secrets can hang
+        os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    if parameters.get("drive"):
+        try:
+            from google.colab import drive
+
+            drive.mount(str(DRIVE))
+            os.environ["BRAINLIB_CACHE"] = str(DRIVE / "MyDrive" / "brainlib")
+        except Exception as error:  # refused, timed out, forbidden by an administrator: nothing that should end the notebook
+            print(f"no Drive ({type(error).__name__}: {error}); results stay on this machine, which forgets them")
+    if gpu or parameters.get("speech_model", "wavlm-pico") == "wavlm-pico":
+        return {}
+    changed = {k: v for k, v in CPU_SIZED.items() if k in parameters and parameters[k] != v}
+    print(f"without a GPU this would take hours, so: {changed} (Runtime > Change runtime type gives a GPU)")
+    return changed

@@ -77,8 +77,16 @@ def test_the_parameters_are_literals_with_a_comment_and_known_to_the_files(path)
         run_notebooks.known_anywhere(yaml.safe_load(file.read_text()))
 
 
-def test_the_set_up_cell_is_the_same_everywhere():
-    assert len({next(c.source for c in code_cells(p) if "find_spec" in c.source) for p in NOTEBOOKS}) == 1
+@each
+def test_the_set_up_cell_is_the_generated_one_and_follows_the_parameters(path):
+    codes = [c.source for c in code_cells(path)]
+    assert codes[1] == build_book.setup_cell() and "find_spec" in codes[1]
+    settings = build_book.config()["repository"]
+    assert (
+        f"/blob/{settings['branch']}/notebooks/{path.name})" in nbformat.read(path, 4).cells[0].source
+    )  # its badge: the same branch or tag
+    assert f"git+{settings['url']}@{settings['branch']}" in codes[1]
+    assert nbformat.read(path, 4).metadata.colab["name"] == path.name
 
 
 def test_every_name_used_from_brainlib_is_in_the_api_page():

@@ -1,7 +1,7 @@
 """Build the site from executed notebooks, and refuse a site that only looks built.
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
-    python tools/build_book.py --sync    # write the public address of _config.yml into every file that holds it
+    python tools/build_book.py --sync    # write address, branch and set-up cell into every file that holds them
 
 Staged: `_config.yml`, `_toc.yml`, `book/`, and the executed notebooks under the same relative paths, so that Colab links
 point at the clean notebooks in git. Then jupyter-book with warnings as errors, then assertions on the HTML.
@@ -162,22 +162,36 @@ def addresses(text: str) -> set[str]:
     return set(re.findall(own, text))
 
 
+def setup_cell() -> str:
+    """The set-up cell of every notebook, installing from the address and the branch or tag of _config.yml."""
+    settings, text = config()["repository"], (ROOT / "tools" / "setup_cell.py").read_text().strip()
+    return re.sub(r"git\+https://[^\"]+", f"git+{settings['url']}@{settings['branch']}", text)
+
+
 def sync():
-    """Write the address of _config.yml into every file that holds another."""
-    wanted = address()
+    """Write address, branch or tag, and set-up cell into every file that holds them."""
+    wanted, settings = address(), config()["repository"]
     for path in holders():
         text = path.read_text(encoding="utf-8")
         new = text
         for old in addresses(text) - {wanted}:
             new = new.replace(old, wanted)
+        if path.suffix == ".ipynb":
+            notebook = nbformat.reads(new, 4)
+            for cell in notebook.cells:
+                if "find_spec" in cell.source and cell.cell_type == "code":
+                    cell.source = setup_cell()
+                cell.source = re.sub(rf"blob/[^/]+/notebooks/{path.name}", f"blob/{settings['branch']}/notebooks/{path.name}", cell.source)
+            notebook.metadata["colab"]["name"] = path.name
+            new = nbformat.writes(notebook) + "\n"
         if new != text:
             path.write_text(new, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)}: address is now {wanted}")
+            print(f"{path.relative_to(ROOT)}: brought up to date with _config.yml")
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sync", action="store_true", help="only write the public address where it belongs")
+    parser.add_argument("--sync", action="store_true", help="only write the public address and the set-up cell where they belong")
     if parser.parse_args(arguments).sync:
         sync()
         return 0

@@ -1,0 +1,179 @@
+"""What Colab readers meet: the set-up cell on a stub of the hosted machine, and requirements against what is preinstalled there."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import build_book
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+
+from brainlib import runtime
+
+# googlecolab/backend-info: what its GPU machine had at the end of these months, of what matters here
+SNAPSHOTS = {
+    "2025.07": {"python": "3.11.13", "torch": "2.6.0+cu124", "numpy": "2.0.2"},
+    "2025.10": {"python": "3.12.12", "torch": "2.8.0+cu126", "numpy": "2.0.2"},
+    "2026.01": {"python": "3.12.12", "torch": "2.9.0+cu126", "transformers": "4.57.6", "peft": "0.18.1", "numpy": "2.0.2", "pandas": "2.2.2"},
+    "2026.04": {"python": "3.12.13", "torch": "2.10.0+cu128", "transformers": "5.0.0", "peft": "0.18.1", "numpy": "2.0.2"},
+    "2026.07": {"python": "3.12.13", "torch": "2.11.0+cu128", "transformers": "5.13.1", "peft": "0.19.1", "numpy": "2.0.2"},
+    "2026.08": {
+        "python": "3.13.15", "torch": "2.11.0+cu128", "transformers": "5.15.0", "peft": "0.20.0", "numpy": "2.1.3", "pandas": "2.2.3",
+        "accelerate": "1.14.0", "soundfile": "0.14.0", "scikit-learn": "1.6.1", "scipy": "1.16.3", "nibabel": "5.4.2", "h5py": "3.16.0",
+        "matplotlib": "3.10.0", "plotly": "5.24.1", "ipykernel": "6.17.1",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("when", SNAPSHOTS)
+def test_no_requirement_excludes_what_colab_has(when):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        Requirement(r) for r in [*project["dependencies"], *extras["openneuro"], *extras["book"], f"python{project['requires-python']}"]
+    ]
+    met = [r.name for r in asked if r.name in SNAPSHOTS[when]]
+    assert {"python", "torch", "numpy"} <= set(met)
+    for requirement in asked:
+        if requirement.name in SNAPSHOTS[when]:
+            assert requirement.specifier.contains(SNAPSHOTS[when][requirement.name]), f"{requirement} excludes Colab's of {when}"
+
+
+def test_torch_and_numpy_have_lower_bounds_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"]:
+        assert {s.operator for s in Requirement(text).specifier} == {">="}, text
+
+
+# ------------------------------------------------------------------ the cell
+class Pip:
+    """Stands for pip and what is installed: notes its call, and may break something."""
+
+    def __init__(self, monkeypatch, versions, code=0, moved=None):
+        self.call, self.versions, self.code, self.moved = None, dict(versions), code, moved or {}
+        there = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "brainlib" else there(name))
+        monkeypatch.setattr(importlib.metadata, "distributions", self.distributions)
+        monkeypatch.setattr(subprocess, "run", self.run)
+
+    def distributions(self):
+        return [types.SimpleNamespace(name=n, version=v) for n, v in self.versions.items()]
+
+    def run(self, command, env=None, **options):
+        assert options["capture_output"] and env["URLLIB3_NO_OVERRIDE"] == "1" and command[:4] == [sys.executable, "-m", "pip", "install"]
+        self.call = command, Path(command[command.index("-c") + 1]).read_text().splitlines()
+        self.versions |= self.moved
+        return types.SimpleNamespace(returncode=self.code, stderr="ERROR: no route to host")
+
+
+COLAB = {"torch": "2.9.0+cu126", "numpy": "2.0.2", "torchvision": "0.24.0+cu126", "rich": "13.9.4"}
+
+
+def run_cell(**parameters):
+    names = {"__name__": "__main__", **parameters}
+    exec(build_book.setup_cell(), names)
+    return names
+
+
+def test_the_cell_installs_once_beside_what_is_there(monkeypatch, capsys):
+    pip = Pip(monkeypatch, COLAB)
+    run_cell()
+    command, constraints = pip.call
+    assert sorted(constraints) == ["numpy==2.0.2", "torch==2.9.0+cu126", "torchvision==0.24.0+cu126"]
+    settings = build_book.config()["repository"]
+    assert f"brainlib[openneuro] @ git+{settings['url']}@{settings['branch']}" in command
+    assert not {"-U", "--upgrade", "torch"} & set(command) and command[command.index("--no-binary") + 1] == "urllib3-future"
+    assert "GPU" in capsys.readouterr().out
+
+
+def test_the_cell_does_nothing_where_brainlib_is(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
+    run_cell()
+
+
+@pytest.mark.parametrize("options", [{"code": 1}, {"moved": {"numpy": "2.4.0"}}, {"moved": {"torch": "2.13.0"}}])
+def test_a_failed_install_or_a_moved_torch_stops_with_a_word(monkeypatch, options):
+    Pip(monkeypatch, COLAB, **options)
+    with pytest.raises(RuntimeError, match="no brainlib: .*no route to host.*2.9.0"):
+        run_cell()
+
+
+# ------------------------------------------------------------------ the hosted machine
+@pytest.fixture
+def hosted(monkeypatch, tmp_path):
+    (tmp_path / "hostname").write_text("m-gpu")
+    monkeypatch.setattr(runtime, "HOSTNAME", tmp_path / "hostname")
+    for name in ("HF_TOKEN", "HF_HUB_DISABLE_IMPLICIT_TOKEN", "BRAINLIB_CACHE"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_2026")
+    mounts = []
+    drive = types.SimpleNamespace(mount=mounts.append)
+    monkeypatch.setitem(sys.modules, "google", types.SimpleNamespace(colab=types.SimpleNamespace(drive=drive)))
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
+    return types.SimpleNamespace(mounts=mounts, drive=drive)
+
+
+def with_gpu(monkeypatch, there=True):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15_500_000_000, 15_800_000_000))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+
+
+COLAB_PARAMETERS = yaml.safe_load((ROOT / "notebooks/params/colab.yaml").read_text())
+
+
+def test_a_gpu_is_named_and_nothing_is_changed(hosted, monkeypatch, capsys):
+    with_gpu(monkeypatch)
+    assert runtime.set_up(COLAB_PARAMETERS) == {}
+    assert "GPU: Tesla T4, 15.8 GB, 15.5 GB of it free" in capsys.readouterr().out
+    assert not hosted.mounts and "BRAINLIB_CACHE" not in os.environ
+    assert os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+
+
+def test_without_a_gpu_the_parameters_become_those_of_a_cpu(hosted, monkeypatch, capsys):
+    with_gpu(monkeypatch, False)
+    names = run_cell(**COLAB_PARAMETERS)
+    quick = yaml.safe_load((ROOT / "notebooks/params/quick.yaml").read_text())
+    assert {k: names[k] for k in runtime.CPU_SIZED} == runtime.CPU_SIZED == {k: quick[k] for k in runtime.CPU_SIZED}
+    assert names["n_judge"] == 21
+    said = capsys.readouterr().out
+    assert "no GPU; " in said and "without a GPU this would take hours" in said and "wavlm-pico" in said
+    assert runtime.set_up({"speech_model": "wavlm-pico", "epochs": 9}) == {}  # a CPU can, so the reader's wish stands
+    assert runtime.set_up({"seed": 0}) == {}
+
+
+def test_elsewhere_nothing_is_changed(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "HOSTNAME", tmp_path / "none")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_2026")  # Colab's Docker image has the tag, and no hostname
+    before = dict(os.environ)
+    assert runtime.set_up({**COLAB_PARAMETERS, "drive": True}) == {} and dict(os.environ) == before
+
+
+def test_drive_is_used_only_when_asked_and_may_refuse(hosted, monkeypatch, capsys):
+    with_gpu(monkeypatch)
+    runtime.set_up({"drive": True})
+    assert hosted.mounts == ["/content/drive"] and os.environ["BRAINLIB_CACHE"] == "/content/drive/MyDrive/brainlib"
+    del os.environ["BRAINLIB_CACHE"]
+
+    def refuse(path):
+        raise ValueError("mount failed")
+
+    hosted.drive.mount = refuse
+    runtime.set_up({"drive": True})
+    assert "no Drive (ValueError: mount failed)" in capsys.readouterr().out and "BRAINLIB_CACHE" not in os.environ
+
+
+def test_a_token_that_is_given_is_used(hosted, monkeypatch):
+    with_gpu(monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    runtime.set_up({})
+    assert "HF_HUB_DISABLE_IMPLICIT_TOKEN" not in os.environ
