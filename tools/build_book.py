@@ -105,7 +105,39 @@ def measured() -> dict[str, str]:
         "ALIGNED": f"{aligned['within_50_ms']:.1%}", "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}", "ONSETS": aligned["onsets"],
         "PICO_HOURS": log["hours_of_speech"], "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",
     }  # fmt: skip
-    return {k: str(v) for k, v in numbers.items()}
+    return {k: str(v) for k, v in (numbers | recordings()).items()}
+
+
+def recordings() -> dict:
+    """What the page on real recordings says of them: from the shipped list of files, the regions' table, and the benchmark."""
+    from brainlib import cortex, lebel
+
+    files, rows = lebel.manifest(), ["| listener | stories | responses (GB) | test story (GB) | anatomy (MB) |", "|---|---|---|---|---|"]
+    for subject in sorted(set(files.subject) - {""}):
+        names = sum(lebel.split_of([subject]).values(), [])
+        mine = files[files.subject == subject]
+        heard = mine[mine.story.isin(names)]
+        test, anatomy = heard[heard.story == lebel.TEST].bytes.sum() / 1e9, mine[mine.kind == "cortex"].bytes.sum() / 1e6
+        rows.append(f"| {subject} | {len(names)} | {heard.bytes.sum() / 1e9:.2f} | {test:.2f} | {anatomy:.0f} |")
+    regions = ["| region | aparc.a2009s | HCP-MMP1 |", "|---|---|---|"]
+    regions += [f"| `{k}` | {', '.join(a.split())} | {', '.join(b.split())} |" for k, (a, b) in cortex.REGIONS.items()]
+    for name, parts in (("auditory", cortex.AUDITORY), ("late_language", cortex.LATE_LANGUAGE)):
+        regions.append(f"| `{name}` | {' + '.join(f'`{p}`' for p in parts)} | the same |")
+    names = sum(lebel.split_of(["UTS03"]).values(), [])
+    given = yaml.safe_load((ROOT / "notebooks" / "params" / "colab_lebel.yaml").read_text())
+    few = [n for n in names if n not in lebel.split_of(["UTS03"])["train"][given["n_train"] :]]
+    part = files[files.subject.isin(["", *given["subjects"]]) & files.story.isin([*few, ""])]
+    bench = json.loads((ROOT / "benchmarks" / "recordings.json").read_text())
+    table = ["| what | voxels | seconds | peak memory (GB) |", "|---|---|---|---|"]
+    table += [
+        f"| {r['what']} | {'all' if r['every'] == 1 else 'one in ' + str(r['every'])} | {r['seconds']:.0f} | {r['peak_gb']:.1f} |"
+        for r in bench["runs"]
+    ]
+    return {
+        "LEBEL_TABLE": "\n".join(rows), "REGION_TABLE": "\n".join(regions), "RECORDINGS_TABLE": "\n".join(table), "LEBEL_FILES": len(files),
+        "LEBEL_AUDIO": f"{files[(files.kind == 'stimuli') & files.story.isin(names)].bytes.sum() / 1e9:.1f}", "SLICE": f"{part.bytes.sum() / 1e9:.1f}",
+        "RECORDINGS_SUBJECT": bench["subject"], "RECORDINGS_SHAPE": f"{bench['rows']:,} rows of {bench['voxels']:,} voxels",
+    }  # fmt: skip
 
 
 def status_table(runs: dict) -> str:

@@ -1,7 +1,7 @@
 """Run the notebooks with papermill, strictly, into the tree that the site is built from.
 
     python tools/run_notebooks.py                                 # all, with notebooks/params/quick.yaml
-    python tools/run_notebooks.py 02_ridge_encoding -p subject SIM02 --out runs/sim02
+    python tools/run_notebooks.py 02_ridge_encoding -p subjects '[SIM02]' --out runs/sim02
 
 papermill alone forgives a misspelt parameter, a notebook that leaves by `sys.exit`, and more. Here each of these fails,
 with one line that says which notebook and why. Seconds and peak memory of each go to `<out>/runs.json`.
