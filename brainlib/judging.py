@@ -52,7 +52,8 @@ def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test
         Return also {layer: predicted responses (n_trs, n_voxels)}, the stories end to end.
     """
     train, held = list(train or ds.split["train"]), ds.split[on]
-    data = {s: ds.responses(subject, s)[:, voxels] for s in [*train, *held]}
+    ds.fetch([subject], [*train, *held], ["stimuli", "responses"])
+    data = {s: ds.responses(subject, s, voxels) for s in [*train, *held]}
     features = {}
     for s in data:
         states, times = encoder.features(ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache)

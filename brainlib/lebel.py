@@ -159,9 +159,7 @@ def fetch(
             size = f"{_gb(todo.bytes.sum())}" + (f" ({_gb(begun)} of it begun)" if begun else "")
             print(f"ds003020: fetching {len(todo)} of {len(chosen)} files, {size}, into {root} ({_gb(free)} free)", flush=True)
         if need + SPARE > free:
-            raise OSError(
-                f"{root}: {_gb(free)} free, {_gb(need + SPARE)} needed; free some, ask for less, or give another root"
-            )
+            raise OSError(f"{root}: {_gb(free)} free, {_gb(need + SPARE)} needed; free some, ask for less, or give another root")
         told = {} if todo.empty else (_download if "://" in source else _copy)(source, todo, parts, jobs, quiet)
         failed = {}
         for f in todo.itertuples():

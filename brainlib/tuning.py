@@ -18,7 +18,7 @@ from .encoding import RidgeEncoder
 from .judging import pick_voxels
 from .network import ReadOut, StoryFeatures, TuningNet
 from .recipes import RECIPES, Recipe
-from .runtime import atomic, seed_everything
+from .runtime import atomic, cache_dir, seed_everything
 from .speech import Fronts, SpeechEncoder
 
 __all__ = ["RECIPES", "BrainTuner", "Recipe"]
@@ -195,8 +195,9 @@ class BrainTuner:
             ``(subject, story) -> (n_trs, n)`` in place of ``ds.responses``: a control (see `judging`).
         stories : list of str, optional
             Training stories; ``ds.split["train"]`` if left out.
-        folder : path, optional
-            Keeps checkpoints. If it holds whole ones of the same run, training goes on from the last, to the same weights.
+        folder : path or True, optional
+            Keeps checkpoints (True: in the cache folder, under this run's own name). If it holds whole ones of the same
+            run, training goes on from the last, to the same weights.
         keep : {"best", "last"}
         quiet : bool
             No progress bar.
@@ -218,10 +219,12 @@ class BrainTuner:
             raise ValueError(f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(train)} training stories")
         if not isinstance(voxels, dict):
             voxels = {s: pick_voxels(ds, s, recipe.voxels) if voxels is None else np.asarray(voxels) for s in subjects}
-        source, fronts = responses or ds.responses, Fronts(self.encoder)
-        targets = {
-            (u, s): torch.from_numpy(np.ascontiguousarray(source(u, s)[:, voxels[u]], np.float32)) for u in subjects for s in train + val
-        }
+        ds.fetch(subjects, train + val, ["stimuli", "responses"])
+        read, fronts = (
+            (lambda u, s: responses(u, s)[:, voxels[u]]) if responses else (lambda u, s: ds.responses(u, s, voxels[u])),
+            Fronts(self.encoder),
+        )
+        targets = {(u, s): torch.from_numpy(np.ascontiguousarray(read(u, s), np.float32)) for u in subjects for s in train + val}
         features = {s: StoryFeatures(self.encoder, recipe, ds.story(s), fronts) for s in train + val}
         items = []
         for u in subjects:
@@ -232,12 +235,14 @@ class BrainTuner:
         net.trained = self._trained()
         net.kept = {f"backbone.{n}" for n in net.trained} | {k for k in net.state_dict() if k.startswith("readouts.")}
         net.unfreeze("all")
-        folder = None if folder is None else Path(folder)
         data = hashlib.blake2b(repr([(k, v.shape) for k, v in targets.items()]).encode(), digest_size=8)
         for y, v in zip([*targets.values()], [voxels[u] for u, _ in targets]):
             data.update(y.numpy()), data.update(np.ascontiguousarray(v))
         run = {"recipe": recipe.hash(), "subjects": subjects, "stories": train, "validation": val, "model": self.encoder.fingerprint(),
                "data": f"{ds.name} {data.hexdigest()}", "training": repr(sorted(training.items()))}  # fmt: skip
+        if folder is True:
+            folder = cache_dir("tuning", hashlib.blake2b(repr(run).encode(), digest_size=8).hexdigest())
+        folder = None if folder is None else Path(folder)
         last = None if folder is None else _resume(folder, run)
         with tempfile.TemporaryDirectory() as scratch:
             defaults = dict(

@@ -197,7 +197,7 @@ def addresses(text: str) -> set[str]:
 def setup_cell() -> str:
     """The set-up cell of every notebook, installing from the address and the branch or tag of _config.yml."""
     settings, text = config()["repository"], (ROOT / "tools" / "setup_cell.py").read_text().strip()
-    return re.sub(r"git\+https://[^\"]+", f"git+{settings['url']}@{settings['branch']}", text)
+    return text.replace("@@SOURCE@@", f"git+{settings['url']}@{settings['branch']}")
 
 
 def sync():

@@ -7,7 +7,7 @@ import tempfile
 from importlib.metadata import distributions
 
 if importlib.util.find_spec("brainlib") is None:
-    source = "brainlib[openneuro] @ git+https://github.com/OWNER/brain-tuning-book@main"
+    source = "brainlib[openneuro] @ @@SOURCE@@"
     stay = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "pandas")
     before = {d.name: d.version for d in distributions() if d.name in stay}
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
