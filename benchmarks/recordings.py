@@ -78,7 +78,7 @@ def main():
         voxels, rows = make(Path(folder), given.subject)
         print(f"{given.subject}: {voxels} voxels, {rows} rows in 27 stories")
         runs = []
-        for what, every in (("stories", 1), ("stories", 10), ("ceiling", 1), ("ceiling", 10), ("ridge", 1), ("ridge", 10)):
+        for what, every in (("stories", 1), ("stories", 10), ("ceiling", 1), ("ceiling", 10), ("ridge", 10)):
             asked = json.dumps([folder, given.subject, every, what])
             done = subprocess.run([sys.executable, "-W", "ignore", "-c", READ, asked], capture_output=True, text=True)
             if done.returncode:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from types import MethodType
 
 import numpy as np
+
+
+def pass_over_old_torchao():
+    """Let PEFT not look for torchao where it would refuse the version there (Colab's) and with it every adapter."""
+    import peft
+    from peft import import_utils
+
+    look = getattr(import_utils, "is_torchao_available", bool)
+    try:
+        look()
+    except ImportError:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(peft.__name__) and getattr(module, "is_torchao_available", None) is look:
+                module.is_torchao_available = bool  # that is, False
 
 
 def check_adapters_act(model, audio) -> int:

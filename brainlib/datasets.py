@@ -26,17 +26,18 @@ def load(name: str = "fireside", root: str | Path | None = None, **options) -> D
     Parameters
     ----------
     name : str
-        A known name, or the path of a folder that holds ``stimuli/`` and ``derivative/``.
+        A known name, or the path of a folder that holds ``stimuli/`` and ``derivative/``. ``"lebel2023:brainwavlm"``
+        is short for ``split="brainwavlm"``.
     root : path, optional
         Where a known data set lives or is to be made; the cache folder if left out.
     **options
         Passed to the data set's own ``open_dataset``: for fireside ``noise="clean"``, ``"scanner"`` or ``"null"``; for
         lebel2023 ``split="braintuning"`` or ``"brainwavlm"``, ``mirror``. For all: `subjects`, `every` (see `Dataset`).
 
-    Returns
-    -------
-    ds : Dataset
     """
+    name, _, split = name.partition(":") if name.startswith("lebel2023:") else (name, "", "")
+    if split:
+        options["split"] = split
     if name in ("fireside", "lebel2023"):
         module = importlib.import_module({"fireside": ".fireside", "lebel2023": ".lebel"}[name], __package__)
         return module.open_dataset(root, **options)

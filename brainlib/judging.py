@@ -15,7 +15,7 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
 
     The ceiling is of the validation stories: voxels are not chosen by what they are scored on. Where only the test story
     was heard more than once, it is of every second hearing of it, with a warning: scores on all hearings are then a little
-    too good, so score on the others.
+    too good.
     """
     if rule == "all":
         return np.arange(ds.responses(subject, ds.split["train"][0]).shape[1])
@@ -23,13 +23,24 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
         try:
             ceiling = ds.noise_ceiling(subject, "val")
         except ValueError as error:
-            warnings.warn(f"voxels chosen by every second hearing of the test story: score on the others ({error})", stacklevel=2)
+            warnings.warn(
+                f"voxels chosen by every second hearing of the test story, so scores on it are a little too good ({error})", stacklevel=2
+            )
             ceiling = np.mean([noise_ceiling(ds.repeats(subject, s)[::2]) for s in ds.split["test"]], axis=0)
         return np.flatnonzero(ceiling > float(rule.split(">")[1]))
     regions = ds.rois(subject)
     if rule not in regions:
         raise ValueError(f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(regions)}")
     return np.flatnonzero(regions[rule])
+
+
+def regions(ds, subject) -> dict[str, np.ndarray]:
+    """Masks of ``ds.rois``; for a listener without anatomy a single one, of voxels with a ceiling above 0.4 (`pick_voxels`)."""
+    masks = ds.rois(subject)
+    if not masks:
+        masks = {"ceiling above 0.4": np.zeros(len(ds.noise_ceiling(subject)), bool)}
+        masks["ceiling above 0.4"][pick_voxels(ds, subject, "ceiling > 0.4")] = True
+    return masks
 
 
 def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test", window=None, hop=None, cache=True, predictions=False):

@@ -34,8 +34,15 @@ SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every listene
 SPLITS = {"braintuning": ("stagefright", "life"), "brainwavlm": ("fromboyhoodtofatherhood",)}
 
 
-def manifest(path: str | Path | None = None) -> pd.DataFrame:
-    """Files of ds003020 that this book can use, one row each: `path`, `bytes`, `md5`, and what they are (`kind`, `subject`, `story`)."""
+def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
+    """Files of ds003020 that this book can use, one row each: `path`, `bytes`, `md5`, and what they are (`kind`, `subject`, `story`).
+
+    A table is given back as it is; of a folder, its ``manifest.csv`` is read, or the shipped one if it has none.
+    """
+    if isinstance(path, pd.DataFrame):
+        return path
+    if path is not None and Path(path).is_dir():
+        path = Path(path) / "manifest.csv" if (Path(path) / "manifest.csv").exists() else None
     table = pd.read_csv(path or Path(__file__).parent / "assets" / "lebel" / "manifest.csv")
     parts = table.path.str.extract(
         rf"^(?:{MIDDLE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
@@ -78,7 +85,7 @@ def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=No
     Parameters
     ----------
     root : path, optional
-        Where the files are or go; ``cache_dir("lebel2023")`` if left out. A copy that is there already is used as it is.
+        Where the files are or go: ``$BRAINLIB_LEBEL`` or ``cache_dir("lebel2023")`` if left out.
     subjects : list of str, optional
         The split then holds only stories that all of them heard.
     split : {"braintuning", "brainwavlm"}
@@ -87,8 +94,8 @@ def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=No
     **options
         See `Dataset`.
     """
-    files = table if isinstance(table, pd.DataFrame) else manifest(table)
-    root = Path(root).expanduser() if root else cache_dir("lebel2023")
+    root = _root(root)
+    files = manifest(root if table is None else table)
     everybody = sorted(set(files.subject) - {""})
     chosen = split_of(subjects or everybody[:1], split, files)  # the first listener heard all stories
 
@@ -101,7 +108,16 @@ def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=No
 
 
 def fetch(
-    subjects=(), stories=None, what=KINDS, root=None, mirror=None, jobs: int = 4, check: bool = False, quiet: bool = False, table=None
+    subjects=(),
+    stories=None,
+    what=KINDS,
+    root=None,
+    mirror=None,
+    jobs: int = 4,
+    check: bool = False,
+    replace: bool = False,
+    quiet: bool = False,
+    table=None,
 ) -> Path:
     """Bring files of ds003020 here, only those asked for; what is whole already is left alone, and needs no network.
 
@@ -113,15 +129,17 @@ def fetch(
         Those of the "braintuning" split if left out.
     what : subset of {"stimuli", "textgrids", "responses", "cortex"}
     root : path, optional
-        ``cache_dir("lebel2023")`` if left out.
+        ``$BRAINLIB_LEBEL`` or ``cache_dir("lebel2023")`` if left out.
     mirror : str or path, optional
         An address, or a folder on this machine, with the same tree; ``$BRAINLIB_MIRROR`` or OpenNeuro's bucket if left out.
     jobs : int
         Files fetched at a time.
     check : bool
         Also compare the MD5 of files that are here already (their size always is).
+    replace : bool
+        Put the release's files in the place of others of the same name.
     table : path or DataFrame, optional
-        Another manifest (`path`, `bytes`, `md5`).
+        Another manifest (`path`, `bytes`, `md5`); that of `root` if it holds a ``manifest.csv``.
 
     Returns
     -------
@@ -132,7 +150,7 @@ def fetch(
     KeyError
         A subject or story that ds003020 lacks.
     ValueError
-        A story that a subject did not hear.
+        A story that a subject did not hear; files here that are not the release's (see `replace`).
     OSError
         Too little disk (nothing is fetched then), or files that did not come whole. Those that did are in place, begun ones
         are kept under ``.partial``: call again to go on.
@@ -142,11 +160,16 @@ def fetch(
     openneuro-py does the transfer, with resume and retries. A file gets its name only after its size and MD5 were found to
     be those of the manifest. Data: LeBel et al. 2023, https://doi.org/10.1038/s41597-023-02437-z, CC0.
     """
-    table = table if isinstance(table, pd.DataFrame) else manifest(table)
-    chosen, root = _chosen(subjects, stories, what, table), Path(root).expanduser() if root else cache_dir("lebel2023")
-    missing = [_wrong(root / f.path, f, check) is not None for f in chosen.itertuples()]
-    if not any(missing):
+    root = _root(root)
+    chosen = _chosen(subjects, stories, what, manifest(root if table is None else table))
+    found = {f.path: _wrong(root / f.path, f, check) for f in chosen.itertuples()}
+    if not any(found.values()):
         return root
+    other = [f"{path} ({why})" for path, why in found.items() if why and why != "missing" and "instead" not in why]
+    if other and not replace:
+        raise ValueError(
+            f"{root}: {len(other)} files are not those of ds003020 {VERSION}: {', '.join(other[:3])}. Move them away, or fetch with replace=True"
+        )
     from filelock import FileLock
 
     root.mkdir(parents=True, exist_ok=True)
@@ -183,6 +206,10 @@ def fetch(
 
 def _gb(n) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+
+
+def _root(root) -> Path:
+    return Path(root or os.environ.get("BRAINLIB_LEBEL") or cache_dir("lebel2023")).expanduser()
 
 
 def _chosen(subjects, stories, what, table):
@@ -230,7 +257,7 @@ def _download(base, todo, parts, jobs, quiet) -> dict[str, str]:
         from openneuro._models import DatasetFile
     except ImportError as error:
         raise ImportError(
-            "openneuro-py fetches the recordings: pip install 'openneuro-py>=2026.9.1,<2027' (how, see *Running on real recordings*)"
+            "openneuro-py fetches the recordings: URLLIB3_NO_OVERRIDE=1 pip install --no-binary urllib3-future 'openneuro-py>=2026.9.1,<2026.10'"
         ) from error
     logging.getLogger("openneuro").setLevel(logging.CRITICAL if quiet else logging.ERROR)
     files = [

@@ -43,8 +43,12 @@ def pick_device(prefer: str | None = None) -> str:
 
 
 def cache_dir(*parts: str) -> Path:
-    """Folder for what can be made again, created if missing: ``$BRAINLIB_CACHE`` or ``~/.cache/brainlib``, then `parts`."""
-    root = Path(os.environ.get("BRAINLIB_CACHE") or Path.home() / ".cache" / "brainlib")
+    """Folder for what can be made again, created if missing: ``$BRAINLIB_CACHE`` or ``~/.cache/brainlib``, then `parts`.
+
+    What took long and is small ("tuning", "models") goes to ``$BRAINLIB_DRIVE`` where that is set.
+    """
+    drive = os.environ.get("BRAINLIB_DRIVE") if parts and parts[0] in ("tuning", "models") else None
+    root = Path(drive or os.environ.get("BRAINLIB_CACHE") or Path.home() / ".cache" / "brainlib")
     path = root.expanduser().joinpath(*parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -121,13 +125,21 @@ def on_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ and HOSTNAME.exists()
 
 
+def _memory_gb() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError):  # no POSIX
+        return float("nan")
+
+
 def set_up(parameters: dict) -> dict:
     """Tell what a notebook runs on, and fit its parameters to it; the last line of every notebook's set-up cell.
 
     Parameters
     ----------
     parameters : dict
-        The notebook's names and values. With `drive` true, what is computed is kept on Google Drive (Colab asks first).
+        The notebook's names and values. With `drive` true, checkpoints and tuned models are kept on Google Drive, where
+        Colab asks first; recordings and hidden states are too large for it.
 
     Returns
     -------
@@ -142,8 +154,12 @@ def set_up(parameters: dict) -> dict:
         free, total = torch.cuda.mem_get_info()
         print(f"GPU: {torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free")
     else:
-        print(f"no GPU; {os.cpu_count()} CPU cores")
+        print("no GPU")
+    print(f"{os.cpu_count()} CPU cores, {_memory_gb():.1f} GB of memory")
+    large = not gpu and parameters.get("speech_model", "wavlm-pico") != "wavlm-pico"
     if not on_colab():
+        if large:
+            print(f"{parameters['speech_model']} without a GPU: expect hours")
         return {}
     if "HF_TOKEN" not in os.environ:  # public models need none, and looking for one in Colab's secrets can hang
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
@@ -152,10 +168,10 @@ def set_up(parameters: dict) -> dict:
             from google.colab import drive
 
             drive.mount(str(DRIVE))
-            os.environ["BRAINLIB_CACHE"] = str(DRIVE / "MyDrive" / "brainlib")
+            os.environ["BRAINLIB_DRIVE"] = str(DRIVE / "MyDrive" / "brainlib")
         except Exception as error:  # refused, timed out, forbidden by an administrator: nothing that should end the notebook
             print(f"no Drive ({type(error).__name__}: {error}); results stay on this machine, which forgets them")
-    if gpu or parameters.get("speech_model", "wavlm-pico") == "wavlm-pico":
+    if not large:
         return {}
     changed = {k: v for k, v in CPU_SIZED.items() if k in parameters and parameters[k] != v}
     print(f"without a GPU this would take hours, so: {changed} (Runtime > Change runtime type gives a GPU)")

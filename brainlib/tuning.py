@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
+from .adapters import pass_over_old_torchao
 from .encoding import RidgeEncoder
 from .judging import pick_voxels
 from .network import ReadOut, StoryFeatures, TuningNet
@@ -22,7 +23,7 @@ from .runtime import atomic, cache_dir, seed_everything
 from .speech import Fronts, SpeechEncoder
 
 __all__ = ["RECIPES", "BrainTuner", "Recipe"]
-
+pass_over_old_torchao()
 CARD = """---
 library_name: peft
 tags: [speech, fmri, brain-tuning]

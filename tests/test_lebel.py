@@ -134,7 +134,17 @@ def test_a_file_the_mirror_lacks_is_named(fetch, table):
         fetch(stories=("gone",), table=extra)
 
 
-def test_a_wrong_file_under_the_name_is_replaced_only_by_a_right_one(fetch, server, source, tmp_path):
+def test_a_reader_s_own_file_is_not_replaced_unasked(fetch, server, source, tmp_path):
+    path = tmp_path / "out" / ONE
+    path.parent.mkdir(parents=True)
+    path.write_text("corrected by hand")
+    with pytest.raises(ValueError, match=r"1 files are not those of ds003020 3.1.0: .*buck.hf5 .17 bytes, expected \d+.. Move them away"):
+        fetch()
+    assert path.read_text() == "corrected by hand" and not server.log
+    assert same(fetch(replace=True), source, ONE)
+
+
+def test_a_pointer_under_the_name_is_replaced_only_by_a_right_file(fetch, server, source, tmp_path):
     path = tmp_path / "out" / ONE
     path.parent.mkdir(parents=True)
     path.write_text("/annex/objects/MD5E-s1--0.hf5")
@@ -153,8 +163,9 @@ def test_check_finds_what_size_cannot(fetch, source):
     (root / ONE).write_bytes(content)
     fetch()
     assert not same(root, source, ONE)
-    fetch(check=True)
-    assert same(root, source, ONE)
+    with pytest.raises(ValueError, match="MD5"):
+        fetch(check=True)
+    assert same(fetch(check=True, replace=True), source, ONE)
 
 
 def test_too_little_disk_fetches_nothing(fetch, server, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import build_book
 import nbformat
@@ -136,6 +137,12 @@ def test_what_papermill_forgives_fails_here(tmp_path, sources, options, message)
     assert "\n" not in str(error.value)
 
 
+def test_a_relative_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_notebooks.run_one(make(tmp_path, "1"), {}, Path("out/deep"))
+    assert (tmp_path / "out/deep/n.ipynb").exists()
+
+
 def test_a_misspelt_parameter_fails(tmp_path):
     with pytest.raises(NotebookError, match=r"unknown parameter \['y'\]; it knows \['x'\]"):
         run_notebooks.run_one(make(tmp_path, "1"), {"y": 2}, tmp_path / "out")
@@ -196,6 +203,15 @@ def test_injected_parameters_are_hidden_and_the_run_is_told():
     assert notebook.cells[1].metadata.tags == ["injected-parameters", "remove-cell"]
     assert notebook.cells[0].source.count("Made by `make book` in 12 s with 1.5 GB of memory; parameters: `x` 2") == 1
     assert "Colab" not in notebook.cells[0].source
+
+
+def test_a_page_of_other_data_does_not_call_them_simulated():
+    cell = nbformat.v4.new_code_cell("1", metadata={"mystnb": {"image": {"alt": "a cortex; simulated"}}})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), cell])
+    for dataset, alt in (("fireside", "a cortex; simulated"), ("lebel2023", "a cortex")):
+        build_book.prepare(notebook, {"seconds": 1, "peak_mb": 1, "parameters": {"dataset": dataset}})
+        assert notebook.cells[1].metadata.mystnb.image.alt == alt
+        assert ("Not made from fireside" in notebook.cells[0].source) == (dataset != "fireside")
 
 
 # ------------------------------------------------------------------ one address, one set of requirements

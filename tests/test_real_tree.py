@@ -1,11 +1,13 @@
-"""Every notebook runs with `lebel.yaml`, cut down to a made-up tree of the real one's shape: with anatomy, and without."""
+"""Every notebook runs with `lebel.yaml`, cut down: `lebel2023` of made-up files of the real shape, fetched from a folder as a mirror."""
+
+import shutil
 
 import nbformat
 import pytest
 import run_notebooks
 import yaml
 from conftest import ROOT
-from lebel_tree import make_tree
+from lebel_tree import make_tree, manifest_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {  # what makes lebel.yaml small; a parameter that is not named here keeps its value
@@ -14,18 +16,26 @@ SMALL = {  # what makes lebel.yaml small; a parameter that is not named here kee
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    return make_tree(tmp_path_factory.mktemp("real") / "made-up-ds003020", ("UTS03", "UTS09"), anatomy=True)
+def mirror(tmp_path_factory):
+    folder = make_tree(tmp_path_factory.mktemp("real") / "made-up-ds003020", ("UTS03", "UTS09"), anatomy=True)
+    manifest_of(folder, folder.parent / "manifest.csv")
+    return folder
 
 
 @pytest.mark.parametrize("subject", ["UTS03", "UTS09"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_on_a_tree_like_the_real_one(path, subject, tree, tmp_path, monkeypatch):
-    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
+def test_a_notebook_runs_on_a_tree_like_the_real_one(path, subject, mirror, tmp_path, monkeypatch):
+    here = tmp_path / "lebel2023"
+    here.mkdir()
+    shutil.copy(mirror.parent / "manifest.csv", here)  # in the place of the real one's
+    for name, value in (("CACHE", tmp_path / "cache"), ("LEBEL", here), ("MIRROR", mirror)):
+        monkeypatch.setenv(f"BRAINLIB_{name}", str(value))
     shared = yaml.safe_load((ROOT / "notebooks/params/lebel.yaml").read_text())
     assert set(SMALL) <= set(shared)
-    given = shared | SMALL | {"dataset": str(tree), "subjects": [subject]}
+    given = shared | SMALL | {"subjects": [subject]}
+    assert given["dataset"] == "lebel2023"
     own = run_notebooks.parameters(path)
     run_notebooks.run_one(path, {k: v for k, v in given.items() if k in own}, tmp_path / "out")
     text = "\n".join(str(o.get("text", "")) for c in nbformat.read(tmp_path / "out" / path.name, 4).cells for o in c.get("outputs", []))
-    assert "recordings" in text and "simulated SIM" not in text
+    assert "Dataset('lebel2023': recordings" in text and "ds003020: fetching" in text and "simulated SIM" not in text
+    assert (here / f"derivative/preprocessed_data/{subject}/wheretheressmoke.hf5").exists()

@@ -70,18 +70,23 @@ def stage(stage_dir: Path):
 
 def prepare(notebook, run: dict):
     """Edit an executed notebook for the site (twice does no harm)."""
+    other = run["parameters"].get("dataset", "fireside") != "fireside"
     for cell in notebook.cells:
         tags = cell.metadata.setdefault("tags", [])
+        if other and "mystnb" in cell.metadata:
+            cell.metadata.mystnb.image.alt = cell.metadata.mystnb.image.alt.removesuffix("; simulated")
         if "injected-parameters" in tags and "remove-cell" not in tags:
             tags.append("remove-cell")
         if cell.cell_type == "markdown":
-            lines = [x for x in cell.source.splitlines() if not x.startswith(("[![Open In Colab]", "*Made by"))]
+            lines = [x for x in cell.source.splitlines() if not x.startswith(("[![Open In Colab]", "*Made by", "*Not made from"))]
             cell.source = "\n".join(lines)
     title, _, rest = notebook.cells[0].source.partition("\n")
     given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items() if v != "")
     note = (
         f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
     )
+    if other:
+        note += "\n\n*Not made from fireside: what the text says of simulated listeners does not hold of the figures and numbers.*"
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
 
 

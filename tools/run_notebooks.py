@@ -86,14 +86,14 @@ def known_anywhere(names, folder: Path = NOTEBOOKS):
         raise NotebookError(f"unknown parameter {unknown}; the notebooks know {sorted(known)}")
 
 
-def run_one(path: Path, given: dict, out: Path) -> dict:
+def run_one(path: Path, given: dict, out: Path, limit: int | None = CELL_LIMIT_S) -> dict:
     """Execute one notebook into `out`; seconds and peak memory of its kernel."""
     defaults = parameters(path)
     unknown = sorted(set(given) - set(defaults))
     if unknown:
         raise NotebookError(f"{path.name}: unknown parameter {unknown}; it knows {sorted(defaults)}")
     check_source(path)
-    target = out / path.name
+    target = out.resolve() / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     # in a process of its own: the largest child's memory is then this notebook's kernel
     code = (
@@ -103,7 +103,7 @@ def run_one(path: Path, given: dict, out: Path) -> dict:
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
     )
     start = time.perf_counter()
-    message = json.dumps([str(path), str(target), given, CELL_LIMIT_S])
+    message = json.dumps([str(path), str(target), given, limit])
     environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([sys.executable, "-c", code], input=message, capture_output=True, text=True, cwd=target.parent, env=environment)
     seconds = time.perf_counter() - start
@@ -120,6 +120,7 @@ def main(arguments=None) -> int:
     parser.add_argument("notebooks", nargs="*", help="names, such as 02_ridge_encoding; all if left out")
     parser.add_argument("--params", type=Path, default=NOTEBOOKS / "params" / "quick.yaml")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="YAML value of one parameter")
+    parser.add_argument("--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time")
     parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stage" / "notebooks")
     given = parser.parse_args(arguments)
     shared = yaml.safe_load(given.params.read_text()) or {}
@@ -137,7 +138,7 @@ def main(arguments=None) -> int:
             if not path.exists():
                 raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
             own = parameters(path)
-            runs[path.stem] = run_one(path, {k: v for k, v in shared.items() if k in own} | named, given.out)
+            runs[path.stem] = run_one(path, {k: v for k, v in shared.items() if k in own} | named, given.out, given.limit or None)
             print(f"{path.stem}: {runs[path.stem]['seconds']} s, peak memory {runs[path.stem]['peak_mb']} MB", flush=True)
         except NotebookError as error:
             failures.append(path.stem)

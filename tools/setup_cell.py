@@ -4,21 +4,26 @@ import os
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions
+from importlib.metadata import version
 
-if importlib.util.find_spec("brainlib") is None:
-    source = "brainlib[openneuro] @ @@SOURCE@@"
-    stay = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "pandas")
-    before = {d.name: d.version for d in distributions() if d.name in stay}
+
+def versions(names=("torch", "torchvision", "torchaudio", "numpy", "scipy", "pandas")):
+    return {name: version(name) for name in names if importlib.util.find_spec(name)}
+
+
+if not all(map(importlib.util.find_spec, ("brainlib", "himalaya"))):
+    before = versions()
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
-        file.write("\n".join(f"{name}=={version}" for name, version in before.items()))
-    pip = [sys.executable, "-m", "pip", "install", "-q", "-c", file.name, source]
+        file.write("\n".join(f"{name}=={number}" for name, number in before.items()))
+    pip = [sys.executable, "-m", "pip", "install", "-c", file.name]
+    pip += ["brainlib[openneuro] @ @@SOURCE@@"]
     pip += ["--no-binary", "urllib3-future"]  # built so that it leaves urllib3 alone
     own = {**os.environ, "URLLIB3_NO_OVERRIDE": "1"}
     done = subprocess.run(pip, env=own, capture_output=True, text=True)
-    after = {d.name: d.version for d in distributions() if d.name in before}
-    if done.returncode or before != after:
-        raise RuntimeError(f"no brainlib: {done.stderr[-800:]} Before: {before}, after: {after}")
+    importlib.invalidate_caches()
+    if done.returncode or versions() != before:
+        raise RuntimeError(f"no brainlib: {done.stderr[-800:]} {before} became {versions()}")
+    print(done.stdout.strip().splitlines()[-1])
 from brainlib import runtime
 
 globals().update(runtime.set_up(globals()))
