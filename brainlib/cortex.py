@@ -12,6 +12,7 @@ import numpy as np
 from .runtime import atomic, cache_dir
 from .topography import N_VERTICES
 
+VERSION = 2  # of what is computed and kept; raise it when that changes
 SAMPLES = 10  # points between white and pial surface, both included
 SIDES = {"lh": "left", "rh": "right"}
 # region: labels of FreeSurfer's aparc.a2009s (Destrieux et al. 2010), and areas of HCP-MMP (Glasser et al. 2016) where a
@@ -44,7 +45,8 @@ def read(root, subject: str) -> SimpleNamespace:
     -------
     cortex : namespace
         `matrix`: sparse (20484, n_voxels), rows sum to one, or are empty where a vertex has no voxel; `vertices`:
-        (n_voxels,) the vertex each voxel counts most for, -1 for none; `labels`: (n_voxels,) names; `regions`: masks.
+        (n_voxels,) the vertex each voxel counts most for; `labels`: (n_voxels,) names; `regions`: masks. A voxel that no
+        point lies in (of a mask that is thicker than cortex there are many) has vertex -1, label "", and no region.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def read(root, subject: str) -> SimpleNamespace:
     from scipy.sparse import csr_matrix
 
     files = _files(Path(root) / "derivative", subject)
-    stamp = repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()] + [SAMPLES])
+    stamp = repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()] + [SAMPLES, VERSION])
     kept = cache_dir("cortex") / f"{subject}-{hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()}.npz"
     if not kept.exists():
         built = _build(files)
@@ -79,18 +81,31 @@ def read(root, subject: str) -> SimpleNamespace:
 
 
 def from_vertices(vertices):
-    """The same sparse matrix for voxels that are vertices of fsaverage5: others take the nearest that has one (on the sphere)."""
+    """The same sparse matrix for voxels that are vertices of fsaverage5; other vertices take the nearest one's (on the sphere)."""
     from scipy.sparse import csr_matrix
-    from scipy.spatial import cKDTree
 
-    rows, columns = [], []
+    there = np.flatnonzero(np.asarray(vertices) >= 0)
+    matrix = csr_matrix((np.ones(len(there)), (np.asarray(vertices)[there], there)), shape=(2 * N_VERTICES, len(vertices)))
+    return _filled(matrix, np.full(2 * N_VERTICES, True))
+
+
+def thinned(matrix, every: int):
+    """A matrix for one voxel in so many; vertices that lost all of theirs take the nearest vertex's (on the sphere)."""
+    return _filled(matrix[:, ::every].tocsr(), np.diff(matrix.indptr) > 0)
+
+
+def _filled(matrix, wanted):
+    from scipy.spatial import cKDTree
+    from sklearn.preprocessing import normalize
+
+    has, source = np.diff(matrix.indptr) > 0, np.arange(2 * N_VERTICES)
     for i, sphere in enumerate(_spheres()):
-        here = np.flatnonzero((vertices >= i * N_VERTICES) & (vertices < (i + 1) * N_VERTICES))
-        if len(here):
-            _, nearest = cKDTree(sphere[vertices[here] - i * N_VERTICES]).query(sphere)
-            rows.append(np.arange(N_VERTICES) + i * N_VERTICES), columns.append(here[nearest])
-    rows, columns = np.concatenate(rows), np.concatenate(columns)
-    return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(2 * N_VERTICES, len(vertices)))
+        half = slice(i * N_VERTICES, (i + 1) * N_VERTICES)
+        some = np.flatnonzero(has[half])
+        if len(some):
+            nearest = i * N_VERTICES + some[cKDTree(sphere[some]).query(sphere)[1]]
+            source[half] = np.where(wanted[half] & ~has[half], nearest, source[half])
+    return normalize(matrix, norm="l1")[source]
 
 
 def _spheres():
@@ -113,8 +128,8 @@ def _files(base: Path, subject: str) -> dict[str, Path]:
     atlas = "HCPMMP1" if all((free / "label" / f"{h}.HCPMMP1.annot").exists() for h in SIDES) else "aparc.a2009s"
     for h in SIDES:
         for name in ("pia", "wm"):  # .gii, but .npz for one listener of ds003020
-            packed = surfaces / f"{name}_{h}.npz"
-            files[f"{h} {name}"] = packed if packed.exists() else surfaces / f"{name}_{h}.gii"
+            plain, packed = surfaces / f"{name}_{h}.gii", surfaces / f"{name}_{h}.npz"
+            files[f"{h} {name}"] = packed if packed.exists() and not plain.exists() else plain
         files[f"{h} sphere"], files[f"{h} labels"] = free / "surf" / f"{h}.sphere.reg", free / "label" / f"{h}.{atlas}.annot"
     missing = [str(p) for p in files.values() if not p.exists()]
     if missing:
@@ -143,7 +158,7 @@ def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
     number = np.full(mask.shape, -1)
     number[mask] = np.arange(mask.sum())
     coord = np.array(json.loads(files["coord"].read_text())["coord"], float)  # surface (x, y, z, 1) to voxel (i, j, k, 1)
-    rows, votes, names = [], [], [""]
+    rows, votes, seen, names = [], [], [], [""]
     for h, target in zip(SIDES, _spheres()):
         pia, white = _points(files[f"{h} pia"]), _points(files[f"{h} wm"])
         sphere, _ = nibabel.freesurfer.read_geometry(files[f"{h} sphere"])
@@ -155,7 +170,7 @@ def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
             )
         depth = np.linspace(0, 1, SAMPLES)[:, None, None]
         points = ((1 - depth) * white + depth * pia).reshape(-1, 3)
-        i, j, k = np.rint(points @ coord[:3, :3].T + coord[:3, 3]).astype(int).T
+        i, j, k = np.floor(points @ coord[:3, :3].T + coord[:3, 3] + 0.5).astype(int).T
         inside = (i >= 0) & (j >= 0) & (k >= 0) & (k < mask.shape[0]) & (j < mask.shape[1]) & (i < mask.shape[2])
         voxel = np.full(len(points), -1)
         voxel[inside] = number[k[inside], j[inside], i[inside]]
@@ -167,15 +182,15 @@ def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
         rows.append(coo_matrix((np.ones(len(to)), (to, own)), shape=(N_VERTICES, len(pia))).tocsr() @ sampled)
         plain = [n.decode().removeprefix("L_").removeprefix("R_").removesuffix("_ROI") for n in these]
         names += plain
-        votes.append(
-            coo_matrix((np.ones(len(codes)), (codes % len(plain), np.arange(len(codes)))), shape=(len(plain), len(pia))).tocsr() @ sampled
-        )
-    matrix, votes = vstack(rows).tocsr(), vstack(votes).toarray()
+        named = np.flatnonzero(codes >= 0)  # -1: no label, such as the medial wall
+        one_hot = coo_matrix((np.ones(len(named)), (codes[named], named)), shape=(len(plain), len(pia))).tocsr()
+        votes.append((one_hot @ sampled).toarray())
+        seen.append(np.asarray(sampled.sum(0)).ravel())
+    matrix = normalize(vstack(rows).tocsr(), norm="l1")
     if not matrix.nnz:
         raise ValueError(f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one listener are expected")
-    side = np.where(votes.any(0), votes[: len(votes) // 2].sum(0) < votes[len(votes) // 2 :].sum(0), -1)
+    side, votes = np.where(seen[0] + seen[1] > 0, seen[0] < seen[1], -1), np.concatenate(votes)
     labels = np.array(names)[np.where(votes.any(0), votes.argmax(0) + 1, 0)]
     vertices = np.where(np.diff(matrix.tocsc().indptr) > 0, np.asarray(matrix.argmax(0)).ravel(), -1)
-    matrix = normalize(matrix, norm="l1")
     parts = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": matrix.shape}
     return parts | {"labels": labels, "side": side, "vertices": vertices}

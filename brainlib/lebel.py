@@ -6,13 +6,15 @@ import hashlib
 import logging
 import os
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
 
 from .datasets import MIDDLE, Dataset
-from .runtime import cache_dir
+from .runtime import atomic, cache_dir
 
 VERSION = "3.1.0"  # the snapshot of ds003020 that the manifest lists
 BUCKET = "https://s3.amazonaws.com/openneuro.org/ds003020"  # OpenNeuro's public copy, over plain HTTPS
@@ -39,20 +41,22 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
 
     A table is given back as it is; of a folder, its ``manifest.csv`` is read, or the shipped one if it has none.
     """
-    if isinstance(path, pd.DataFrame):
+    if isinstance(path, pd.DataFrame) and "kind" in path:
         return path
-    if path is not None and Path(path).is_dir():
-        path = Path(path) / "manifest.csv" if (Path(path) / "manifest.csv").exists() else None
-    table = pd.read_csv(path or Path(__file__).parent / "assets" / "lebel" / "manifest.csv")
+    if path is None or (isinstance(path, Path) and path.is_dir()):
+        shipped = Path(__file__).parent / "assets" / "lebel" / "manifest.csv"
+        path = path / "manifest.csv" if path and (path / "manifest.csv").exists() else shipped
+    table = path.copy() if isinstance(path, pd.DataFrame) else pd.read_csv(path)
     parts = table.path.str.extract(
         rf"^(?:{MIDDLE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
     )
     names = {"TextGrids": "textgrids", "preprocessed_data": "responses", "freesurfer_subjdir": "cortex", "pycortex-db": "cortex"}
-    table["kind"] = parts[0].replace(names).fillna("textgrids")  # respdict.json and subject_xfms.json go with the TextGrids
+    table["kind"] = parts[0].replace(names)
+    table.loc[table.path.isin([f"{MIDDLE}/respdict.json", f"{MIDDLE}/subject_xfms.json"]), "kind"] = "textgrids"  # they go with them
     table["subject"] = parts[1].fillna("")
     table["story"] = parts[2].str.rsplit(".", n=1).str[0].where(table.kind != "cortex").fillna("")
     used = r"aparc\.a2009s\.annot|sphere\.reg|surfaces/(?:pia|wm)_[lr]h\.|mask_thick|matrices\.xfm"
-    return table[(table.kind != "cortex") | table.path.str.contains(used)].reset_index(drop=True)
+    return table[table.kind.notna() & ((table.kind != "cortex") | table.path.str.contains(used))].reset_index(drop=True)
 
 
 def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
@@ -96,14 +100,16 @@ def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=No
     """
     root = _root(root)
     files = manifest(root if table is None else table)
+    subjects = [subjects] if isinstance(subjects, str) else subjects
     everybody = sorted(set(files.subject) - {""})
     chosen = split_of(subjects or everybody[:1], split, files)  # the first listener heard all stories
 
     def prepare(subjects, stories, what):
-        fetch(subjects, stories, what, root, mirror, table=files)
+        fetch(subjects, stories, what, root, mirror, table=files, strict=False)
 
     prepare([], sum(chosen.values(), []), ["textgrids"])
-    about = {"Name": "lebel2023", "Subjects": list(subjects or everybody), "Split": chosen}
+    heard = set.intersection(*(set(stories_of(s, files)) for s in subjects or everybody[:1]))
+    about = {"Name": "lebel2023", "Subjects": list(subjects or everybody), "Stories": sorted(heard), "Split": chosen}
     return Dataset(root, prepare=prepare, description=about, **options)
 
 
@@ -116,6 +122,7 @@ def fetch(
     jobs: int = 4,
     check: bool = False,
     replace: bool = False,
+    strict: bool = True,
     quiet: bool = False,
     table=None,
 ) -> Path:
@@ -136,8 +143,9 @@ def fetch(
         Files fetched at a time.
     check : bool
         Also compare the MD5 of files that are here already (their size always is).
-    replace : bool
-        Put the release's files in the place of others of the same name.
+    replace, strict : bool
+        What to do with files here that are not the release's (yours, corrected): put the release's in their place; or
+        refuse to go on (or, if not strict, warn of them and use them).
     table : path or DataFrame, optional
         Another manifest (`path`, `bytes`, `md5`); that of `root` if it holds a ``manifest.csv``.
 
@@ -163,49 +171,69 @@ def fetch(
     root = _root(root)
     chosen = _chosen(subjects, stories, what, manifest(root if table is None else table))
     found = {f.path: _wrong(root / f.path, f, check) for f in chosen.itertuples()}
+    other = [path for path, why in found.items() if why and why != "missing" and "instead" not in why]
+    if other and not replace:
+        told = f"{root}: {len(other)} files are not those of ds003020 {VERSION}: " + ", ".join(f"{x} ({found[x]})" for x in other[:3])
+        if strict:
+            raise ValueError(f"{told}. Move them away, or fetch with replace=True")
+        warnings.warn(f"{told}; used as they are", stacklevel=2)
+        found |= dict.fromkeys(other)
     if not any(found.values()):
         return root
-    other = [f"{path} ({why})" for path, why in found.items() if why and why != "missing" and "instead" not in why]
-    if other and not replace:
-        raise ValueError(
-            f"{root}: {len(other)} files are not those of ds003020 {VERSION}: {', '.join(other[:3])}. Move them away, or fetch with replace=True"
-        )
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".fetch.lock"):  # another process may be fetching the same; then what it brought is not fetched again
-        todo = chosen[[_wrong(root / f.path, f, check) is not None for f in chosen.itertuples()]]
-        source, parts = str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET).rstrip("/"), root / ".partial"
-        begun = sum((parts / p).stat().st_size for p in todo.path if (parts / p).exists())
-        need, free = max(int(todo.bytes.sum()) - begun, 0), shutil.disk_usage(root).free
+    lock, parts = FileLock(root / ".fetch.lock"), root / ".partial"
+    source = str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET).rstrip("/").removeprefix("file://")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is fetching into {root}: waiting for it", flush=True)
+        held = lock.acquire()
+        found = {f.path: found[f.path] and _wrong(root / f.path, f, check) for f in chosen.itertuples()}
+    with held:
+        failed = _place(chosen[[found[path] is not None for path in chosen.path]], parts, root)  # whole when a run was ended
+        todo = chosen[chosen.path.isin(failed)]
+        if todo.empty:
+            return root
+        here = sum((parts / p).stat().st_size for p in todo.path if (parts / p).exists())
+        need, free = max(int(todo.bytes.sum()) - here, 0), shutil.disk_usage(root).free
         if not quiet:
-            size = f"{_gb(todo.bytes.sum())}" + (f" ({_gb(begun)} of it begun)" if begun else "")
+            size = _gb(todo.bytes.sum()) + (f" ({_gb(here)} of it here)" if here else "")
             print(f"ds003020: fetching {len(todo)} of {len(chosen)} files, {size}, into {root} ({_gb(free)} free)", flush=True)
         if need + SPARE > free:
             raise OSError(f"{root}: {_gb(free)} free, {_gb(need + SPARE)} needed; free some, ask for less, or give another root")
-        told = {} if todo.empty else (_download if "://" in source else _copy)(source, todo, parts, jobs, quiet)
-        failed = {}
-        for f in todo.itertuples():
-            wrong = _wrong(parts / f.path, f, True)
-            if wrong is None:
-                (root / f.path).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(parts / f.path, root / f.path)
-                continue
-            said = told.get(f.path)
-            failed[f.path] = said if said and wrong == "missing" else "; ".join(filter(None, [said, wrong]))
-            if "instead" in wrong:  # nothing that could be resumed
-                (parts / f.path).unlink()
+        told = (_download if "://" in source else _copy)(source, todo, parts, jobs, quiet)
+        failed = _place(todo, parts, root)
     if failed:
-        first = "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:3])
-        raise OSError(
+        reasons = {
+            p: told[p] if p in told and why == "missing" else "; ".join(filter(None, [told.get(p), why])) for p, why in failed.items()
+        }
+        first = "; ".join(f"{path}: {why}" for path, why in list(reasons.items())[:3])
+        raise ConnectionError(
             f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}{' ...' if len(failed) > 3 else ''}. "
             "The others are in place; call again to go on, or give mirror= a copy"
         )
     return root
 
 
+def _place(rows, parts: Path, root: Path) -> dict[str, str]:
+    """Give whole files their names; what is wrong with the others."""
+    failed = {}
+    for f in rows.itertuples():
+        wrong = _wrong(parts / f.path, f, True)
+        if wrong is None:
+            with atomic(root / f.path) as new:  # beside its place: a part of the tree may lie on another disk
+                shutil.move(parts / f.path, new)
+            continue
+        failed[f.path] = wrong
+        if "instead" in wrong:  # nothing that could be resumed
+            (parts / f.path).unlink()
+    return failed
+
+
 def _gb(n) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
 
 
 def _root(root) -> Path:
@@ -259,12 +287,14 @@ def _download(base, todo, parts, jobs, quiet) -> dict[str, str]:
         raise ImportError(
             "openneuro-py fetches the recordings: URLLIB3_NO_OVERRIDE=1 pip install --no-binary urllib3-future 'openneuro-py>=2026.9.1,<2026.10'"
         ) from error
-    logging.getLogger("openneuro").setLevel(logging.CRITICAL if quiet else logging.ERROR)
     files = [
         DatasetFile(filename=f.path, urls=[f"{base}/{quote(f.path)}"], size=f.bytes, id=f.path, checksum=f.md5, checksum_algorithm="md5")
         for f in todo.itertuples()
     ]
-    before, _console.console.quiet = _console.console.quiet, quiet
+    logger = logging.getLogger("openneuro")
+    before, level = _console.console.quiet, logger.level
+    _console.console.quiet = quiet
+    logger.setLevel(logging.CRITICAL if quiet else logging.ERROR)
     try:
         # the step of `openneuro.download` after it has asked OpenNeuro for a list of files: ours is the manifest
         failures = _download._run_coroutine_blocking(
@@ -275,16 +305,19 @@ def _download(base, todo, parts, jobs, quiet) -> dict[str, str]:
         )  # fmt: skip
     finally:
         _console.console.quiet = before
+        logger.setLevel(level)
     return {path: error.reason for path, error in failures}
 
 
 def _copy(source, todo, parts, jobs, quiet) -> dict[str, str]:
     """Copy from a folder into `parts`; reasons of what failed."""
-    failed = {}
-    for f in todo.itertuples():
-        (parts / f.path).parent.mkdir(parents=True, exist_ok=True)
+
+    def one(path):
+        (parts / path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(Path(source).expanduser() / f.path, parts / f.path)
+            shutil.copyfile(Path(source).expanduser() / path, parts / path)
         except OSError as error:
-            failed[f.path] = str(error)
-    return failed
+            return str(error)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return {path: why for path, why in zip(todo.path, pool.map(one, todo.path)) if why}

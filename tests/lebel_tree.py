@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import soundfile
 from nibabel.freesurfer import write_annot, write_geometry
+from scipy.ndimage import binary_dilation
 
 from brainlib.topography import REGIONS
 
@@ -39,7 +40,7 @@ def grid(seconds, rng):
     ]
     phones = [(a + d, str(rng.choice(["AH0", "S", "T", "IY1", "sp", "ns", "lg"]))) for a in edges for d in (0, 0.2) if a + d < seconds]
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", str(seconds), "<exists>", "2"]
-    for name, marks in (("phone", phones), ("word", words)):
+    for name, marks in (("one", phones), ("two", words)):  # the order tells them, not their names
         ends = [a for a, _ in marks[1:]] + [seconds]
         lines += ['"IntervalTier"', f'"{name}"', "0", str(seconds), str(len(marks))]
         for (a, text), b in zip(marks, ends):
@@ -63,7 +64,7 @@ def make_tree(root, subjects=("UTS03",), voxels=40, stories=STORIES, anatomy=Fal
         counts[name] = int((seconds + 20) // 2) + (name == LATER)
         loud[name] = np.interp(11 + 2 * np.arange(counts[name] - 20) - 4, np.arange(len(slow)) / 44100, slow)
     (base / "respdict.json").write_text(json.dumps(counts))
-    (base / "subject_xfms.json").write_text(json.dumps({s: f"{s}_auto" for s in subjects if s != "UTS09"}))
+    (base / "subject_xfms.json").write_text(json.dumps({s: f"{s}_auto" if s != "UTS02" else "own_name" for s in subjects if s != "UTS09"}))
     for subject in subjects:
         n = make_anatomy(root, subject, free=subject != "UTS09", packed=subject == "UTS02") if anatomy else voxels
         gain = rng.uniform(0.3, 1.5, n)
@@ -88,6 +89,8 @@ def write_story(path, subject, name, drive, gain, rng):
         data[:, 5], data[3, 7] = np.nan, np.nan
     if name == "naked":
         data = 7 + 3 * data  # not z-scored
+    if subject == "UTS02" and hearings > 1:
+        data = zscored(data)  # the mean, scaled again
     with h5py.File(path, "w") as file:
         file["data"] = data.astype("f8")
         if hearings > 1:
@@ -100,19 +103,20 @@ def make_anatomy(root, subject, free=True, packed=False, order=None, size=9.0):
     from nilearn.datasets import load_fsaverage
 
     mesh, base = load_fsaverage("fsaverage5"), root / "derivative"
+    transform = "own_name" if subject == "UTS02" else f"{subject}_auto"
     cortex, surf, label = (
         base / "pycortex-db" / subject,
         base / f"freesurfer_subjdir/{subject}/surf",
         base / f"freesurfer_subjdir/{subject}/label",
     )
-    folders = [cortex / "surfaces", cortex / f"transforms/{subject}_auto", *([surf, label] if free else [])]
+    folders = [cortex / "surfaces", cortex / f"transforms/{transform}", *([surf, label] if free else [])]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     turn, slant = np.radians(8), np.eye(4)
     slant[:3, :3] = [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
     coord = np.diag([1 / size, 1 / size, 1 / size, 1]) @ slant
     coord[:3, 3] = np.array(SHAPE[::-1]) / 2 + [0.2, 1.6, -1.9]
-    (cortex / f"transforms/{subject}_auto/matrices.xfm").write_text(json.dumps({"coord": coord.tolist(), "magnet": np.eye(4).tolist()}))
+    (cortex / f"transforms/{transform}/matrices.xfm").write_text(json.dumps({"coord": coord.tolist(), "magnet": np.eye(4).tolist()}))
     mask = np.zeros(SHAPE[::-1], np.uint8)  # as nibabel holds it: (x, y, z)
     for side, h, sign in (("left", "lh", 1), ("right", "rh", -1)):
         order_here = np.arange(10242) if order is None else order
@@ -138,11 +142,12 @@ def make_anatomy(root, subject, free=True, packed=False, order=None, size=9.0):
             write_geometry(
                 surf / f"{h}.sphere.reg", 100 * points["sphere"] / np.linalg.norm(points["sphere"], axis=1, keepdims=True), faces
             )
-            names = ["Unknown", *LABELS.values()]
+            names = ["Unknown", *LABELS.values()]  # its colour is 0, which nibabel reads as no label
             table = np.c_[np.arange(len(names))[:, None] * [20, 7, 3], np.zeros((len(names), 2), int)]
             write_annot(label / f"{h}.aparc.a2009s.annot", parcel(points["pia"], sign), table, names, fill_ctab=True)
+    mask = binary_dilation(mask).astype(np.uint8)  # thicker than cortex, as the real one is
     image = nibabel.Nifti1Image(mask, np.linalg.inv(coord) * 1.0)
-    nibabel.save(image, cortex / f"transforms/{subject}_auto/mask_thick.nii.gz")
+    nibabel.save(image, cortex / f"transforms/{transform}/mask_thick.nii.gz")
     return int(mask.sum())
 
 

@@ -140,5 +140,5 @@ def test_real_recordings_have_no_truth_and_no_surface(tree):
     ds = datasets.load(str(tree))
     with pytest.raises(ValueError, match="truth is not known"):
         ds.truth("UTS01")
-    with pytest.raises(ValueError, match="no surface"):
+    with pytest.raises(FileNotFoundError, match="no surface"):
         ds.vertices("UTS01")

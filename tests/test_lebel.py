@@ -1,6 +1,7 @@
 """ds003020: what is fetched, what is refused, and how its oddities are read. No real recording: trees and servers are made here."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,7 @@ def test_what_stays_wrong_is_refused_and_named_and_the_rest_comes(fetch, server,
         fetch(stories=("buck", "souls"))
     assert "\n" not in str(error.value)
     out = tmp_path / "out"
+    assert (out / ".partial" / ONE).exists() == (fault == "corrupt")  # nothing is kept that could not be gone on from
     assert not (out / ONE).exists() and same(out, source, ONE.replace("buck", "souls"))
     server.faults, server.log[:] = {}, []
     assert same(fetch(stories=("buck", "souls")), source, ONE)
@@ -175,8 +177,26 @@ def test_too_little_disk_fetches_nothing(fetch, server, monkeypatch, tmp_path):
     assert not server.log and not (tmp_path / "out" / ONE).exists()
 
 
-def test_a_local_copy_serves_and_is_checked_too(fetch, source, tmp_path):
+def test_what_is_begun_needs_no_disk_again(fetch, server, source, monkeypatch, tmp_path):
+    part, size = tmp_path / "out/.partial" / ONE, (source / ONE).stat().st_size
+    part.parent.mkdir(parents=True)
+    part.write_bytes((source / ONE).read_bytes()[:-100])
+    monkeypatch.setattr(lebel.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    assert same(fetch(), source, ONE) and [x[2] for x in server.log if x[0] == "GET"] == [f"bytes={size - 100}-"]
+
+
+def test_what_came_whole_before_a_crash_is_placed_without_a_network(fetch, server, source, tmp_path):
+    part = tmp_path / "out/.partial" / ONE
+    part.parent.mkdir(parents=True)
+    part.write_bytes((source / ONE).read_bytes())
+    assert same(fetch(mirror="http://127.0.0.1:9"), source, ONE) and not server.log
+
+
+def test_a_local_copy_serves_and_is_checked_too(fetch, source, tmp_path, monkeypatch):
     assert same(fetch(mirror=source), source, ONE)
+    assert same(fetch(mirror=f"file://{source}", root=tmp_path / "by-address"), source, ONE)
+    monkeypatch.setenv("BRAINLIB_MIRROR", str(source))
+    assert same(fetch(mirror=None, root=tmp_path / "by-variable"), source, ONE)
     wrong = tmp_path / "copy"
     (wrong / ONE).parent.mkdir(parents=True)
     (wrong / ONE).write_bytes(b"0" * (source / ONE).stat().st_size)
@@ -280,12 +300,13 @@ def test_files_come_when_they_are_first_read(server, table, tmp_path, capfd):
 def test_listeners_who_lack_a_story(ds):
     assert ds("UTS04").split["val"] == ["stagefright"]
     assert "fromboyhoodtofatherhood" not in ds("UTS09").split["train"]
-    with pytest.raises(ValueError, match="UTS04 did not hear .'life'"):
+    assert "life" not in ds("UTS04").stories and "life" in ds("UTS03").stories and "life" not in ds("UTS03", "UTS04").stories
+    with pytest.raises(KeyError, match="no story 'life'"):
         ds("UTS04").responses("UTS04", "life")
     assert ds("UTS03").repeats("UTS03", "wheretheressmoke").shape == (10, 24, 40)
     assert ds("UTS04").repeats("UTS04", "wheretheressmoke").shape == (5, 24, 40)
     assert ds("UTS09").rois("UTS09") == {}
-    with pytest.raises(ValueError, match="no surface for UTS09"):
+    with pytest.raises(FileNotFoundError, match="no surface for UTS09"):
         ds("UTS09").vertices("UTS09")
 
 
@@ -301,6 +322,7 @@ def test_oddities_are_told_and_mended(ds):
         d.repeats("UTS01", "wheretheressmoke")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        ds("UTS02").repeats("UTS02", "wheretheressmoke")  # whose `data` is the mean, z-scored again
         d.repeats("UTS03", "wheretheressmoke"), d.responses("UTS03", "wheretheressmoke"), d.responses("UTS03", "buck")
     assert np.median(d.noise_ceiling("UTS03")) > 0.7
 
@@ -323,6 +345,56 @@ def test_only_the_columns_asked_for_are_read(ds, source, monkeypatch):
         ds("UTS03", every=0)
 
 
+def test_voxels_that_are_not_there_are_named(ds):
+    d = ds("UTS03", every=7)
+    for wrong in (np.ones(40, bool), [6], 3, ["a"]):
+        with pytest.raises(ValueError, match="buck.hf5: 6 voxels; expected a mask of as many, indices of them, or a slice"):
+            d.responses("UTS03", "buck", wrong)
+    whole = d.responses("UTS03", "buck")
+    np.testing.assert_array_equal(d.responses("UTS03", "buck", [-1, 0]), whole[:, [-1, 0]])
+    np.testing.assert_array_equal(d.responses("UTS03", "buck", slice(1, 3)), whole[:, 1:3])
+    assert d.responses("UTS03", "buck", []).shape == (21, 0)
+
+
+def test_a_constant_voxel_becomes_zero_whatever_its_value():
+    data = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    data[:, 1], data[:, 2] = 7.3, 1234.567
+    files.zscore(data)
+    assert (data[:, 1:3] == 0).all() and (data[:, [0, 3]].std(0) > 0.99).all()
+
+
+def test_a_reader_s_own_copy_is_used_as_it_is(source, table, tmp_path):
+    copy = shutil.copytree(source, tmp_path / "copy")
+    grid = copy / "derivative/TextGrids/buck.TextGrid"
+    grid.write_text(grid.read_text().replace('"walked"', '"strolled"'))
+    with pytest.warns(UserWarning, match="1 files are not those of ds003020 .*buck.TextGrid.*used as they are"):
+        d = datasets.load("lebel2023", root=copy, table=table, mirror="http://127.0.0.1:9", subjects="UTS03")
+    with pytest.warns(UserWarning, match="used as they are"):
+        assert "strolled" in set(d.story("buck").words.text)
+
+
+def test_a_split_can_be_named_with_the_data_set(source, table):
+    d = datasets.load("lebel2023:brainwavlm", root=source, table=table, mirror="http://127.0.0.1:9", subjects=["UTS03"])
+    assert d.split["val"] == ["fromboyhoodtofatherhood"] and len(d.split["train"]) == 7
+
+
+def test_regions_are_left_out_with_a_word_where_they_cannot_be_fetched(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(lebel, "RETRIES", 0)
+    full = lebel.manifest()
+    anatomy = full[(full.subject == "UTS03") & (full.kind == "cortex")]
+    table = pd.concat([lebel.manifest(manifest_of(source, tmp_path / "m.csv")), anatomy])
+    d = datasets.load("lebel2023", root=source, table=table, mirror="http://127.0.0.1:9", subjects=["UTS03"])
+    with pytest.warns(UserWarning, match="no regions of UTS03: .* did not come whole"):
+        assert d.rois("UTS03") == {}
+
+
+def test_rows_of_a_manifest_that_nobody_can_ask_for_are_left_out():
+    table = pd.DataFrame(
+        {"path": ["sub-UTS01/func/x_bold.nii.gz", "stimuli/buck.wav", "derivative/respdict.json"], "bytes": 1, "md5": "0" * 32}
+    )
+    assert lebel.manifest(table).kind.tolist() == ["stimuli", "textgrids"]
+
+
 def test_memory_is_that_of_the_columns(tmp_path):
     """A test story of ten repeats of 60,000 voxels (1.1 GB) is read for one voxel in a hundred: never more than a few blocks."""
     import h5py
@@ -330,9 +402,11 @@ def test_memory_is_that_of_the_columns(tmp_path):
     path = tmp_path / "big.hf5"
     with h5py.File(path, "w") as file:
         file.create_dataset("individual_repeats", (10, 231, 60_000), "f8")[9, 230] = 1.0
+        file.create_dataset("data", (2310, 60_000), "f8")[2309] = 1.0
     code = (
         "import sys, numpy as np, h5py; from pathlib import Path; from brainlib import files, runtime\n"
-        "before = runtime.peak_memory_mb(); x = files.read_hf5(Path(sys.argv[1]), 'individual_repeats', slice(None, None, 100))\n"
+        "before = runtime.peak_memory_mb(); y = files.read_hf5(Path(sys.argv[1]), 'data', slice(None, None, 100))\n"
+        "assert y[2309].sum() == 600; x = files.read_hf5(Path(sys.argv[1]), 'individual_repeats', slice(None, None, 100))\n"
         "print(x.shape, x[9, 230].sum(), runtime.peak_memory_mb() - before)"
     )
     out = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
