@@ -137,13 +137,15 @@ class Dataset:
         return {"train": [s for s in rest if s not in val], "val": val, "test": test}
 
     # ---------------------------------------------------------------- responses
-    def responses(self, subject: str, name: str, voxels=None) -> np.ndarray:
+    def responses(self, subject: str, name: str, voxels=None, hearings=None) -> np.ndarray:
         """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
 
         Parameters
         ----------
         voxels : indices or mask, optional
             Read only these columns; others never are in memory.
+        hearings : indices or slice, optional
+            Of a repeated story: the mean of these, instead of `data`.
 
         Raises
         ------
@@ -154,6 +156,8 @@ class Dataset:
         ValueError
             The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs.
         """
+        if hearings is not None:
+            return self._clean(self.repeats(subject, name, voxels)[hearings].mean(0), subject, name)
         data, path = self._read(subject, name, "data", voxels)
         return self._clean(data, subject, name, scaled=n_repeats(path) == 1)  # the mean of repeats has less spread than one
 
@@ -208,11 +212,11 @@ class Dataset:
             warnings.warn(f"{subject} {name}: responses were not z-scored (mean or spread off by {far:.2g}); done here", stacklevel=3)
         return data
 
-    def noise_ceiling(self, subject: str, split: str = "test") -> np.ndarray:
-        """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split."""
+    def noise_ceiling(self, subject: str, split: str = "test", hearings=None) -> np.ndarray:
+        """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split (of some `hearings`)."""
         from .encoding import noise_ceiling
 
-        ceilings = [noise_ceiling(self.repeats(subject, s)) for s in self.split[split]]
+        ceilings = [noise_ceiling(self.repeats(subject, s)[slice(None) if hearings is None else hearings]) for s in self.split[split]]
         return np.mean(ceilings, axis=0)
 
     # ---------------------------------------------------------------- space and truth

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from .encoding import RidgeEncoder, correlation, noise_ceiling
+from .encoding import RidgeEncoder, correlation
 from .timing import downsample, fir
 
 
@@ -14,19 +14,18 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
     """Indices of the voxels that a rule names: "all", a region of ``ds.rois``, or "ceiling > 0.4" (and the like).
 
     The ceiling is of the validation stories: voxels are not chosen by what they are scored on. Where only the test story
-    was heard more than once, it is of every second hearing of it, with a warning: scores on all hearings are then a little
-    too good.
+    was heard more than once, it is of every second hearing of it, with a warning: score on those of `left_hearings`.
     """
     if rule == "all":
         return np.arange(ds.responses(subject, ds.split["train"][0]).shape[1])
     if rule.startswith("ceiling >"):
-        try:
+        if _repeated(ds, subject, "val"):
             ceiling = ds.noise_ceiling(subject, "val")
-        except ValueError as error:
+        else:
             warnings.warn(
-                f"voxels chosen by every second hearing of the test story, so scores on it are a little too good ({error})", stacklevel=2
+                "voxels chosen by every second hearing of the test story: score on the others (judging.left_hearings)", stacklevel=2
             )
-            ceiling = np.mean([noise_ceiling(ds.repeats(subject, s)[::2]) for s in ds.split["test"]], axis=0)
+            ceiling = ds.noise_ceiling(subject, hearings=slice(None, None, 2))
         return np.flatnonzero(ceiling > float(rule.split(">")[1]))
     regions = ds.rois(subject)
     if rule not in regions:
@@ -34,16 +33,46 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
     return np.flatnonzero(regions[rule])
 
 
+def left_hearings(ds, subject, rule: str):
+    """Hearings of the test story that a choice of voxels by this rule has left, for `judge` and ``ds.responses``.
+
+    Every second one where `pick_voxels` had to choose by the others; None, for all, where it had not (or where fewer than
+    four hearings cannot be shared out: scores are then a little too good).
+    """
+    chosen_on_test = rule.startswith("ceiling >") and not _repeated(ds, subject, "val")
+    return slice(1, None, 2) if chosen_on_test and _repeated(ds, subject, "test", 4) else None
+
+
+def _repeated(ds, subject, split, least=2):
+    try:
+        return all(len(ds.repeats(subject, s, [0])) >= least for s in ds.split[split])
+    except ValueError:  # heard once
+        return False
+
+
 def regions(ds, subject) -> dict[str, np.ndarray]:
     """Masks of ``ds.rois``; for a listener without anatomy a single one, of voxels with a ceiling above 0.4 (`pick_voxels`)."""
     masks = ds.rois(subject)
     if not masks:
-        masks = {"ceiling above 0.4": np.zeros(len(ds.noise_ceiling(subject)), bool)}
-        masks["ceiling above 0.4"][pick_voxels(ds, subject, "ceiling > 0.4")] = True
+        masks = {"ceiling > 0.4": np.zeros(len(ds.noise_ceiling(subject)), bool)}
+        masks["ceiling > 0.4"][pick_voxels(ds, subject, "ceiling > 0.4")] = True
     return masks
 
 
-def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test", window=None, hop=None, cache=True, predictions=False):
+def judge(
+    encoder,
+    ds,
+    subject,
+    layers,
+    voxels=slice(None),
+    train=None,
+    on="test",
+    window=None,
+    hop=None,
+    cache=True,
+    predictions=False,
+    hearings=None,
+):
     """Encoding scores of a speech model, tuned or not, all by the same rule: {layer: Pearson r of each voxel}.
 
     The model is frozen, its features are brought to TRs, and a ridge is fitted anew on the training stories; the
@@ -59,12 +88,15 @@ def judge(encoder, ds, subject, layers, voxels=slice(None), train=None, on="test
     on : {"test", "val"}
     window, hop, cache
         See `SpeechEncoder.features`.
+    hearings : indices or slice, optional
+        Of the test stories, score the mean of these hearings (see `left_hearings`).
     predictions : bool
         Return also {layer: predicted responses (n_trs, n_voxels)}, the stories end to end.
     """
     train, held = list(train or ds.split["train"]), ds.split[on]
     ds.fetch([subject], [*train, *held], ["stimuli", "responses"])
-    data = {s: ds.responses(subject, s, voxels) for s in [*train, *held]}
+    data = {s: ds.responses(subject, s, voxels) for s in train}
+    data |= {s: ds.responses(subject, s, voxels, hearings if on == "test" else None) for s in held}
     features = {}
     for s in data:
         states, times = encoder.features(ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache)

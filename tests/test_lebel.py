@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 from lebel_tree import STORIES, Server, make_tree, manifest_of
 
-from brainlib import datasets, files, lebel
+from brainlib import datasets, files, judging, lebel
+from brainlib.encoding import noise_ceiling
 
 EVERYBODY = ("UTS01", "UTS02", "UTS03", "UTS04", "UTS09")
 ONE = "derivative/preprocessed_data/UTS03/buck.hf5"
@@ -371,6 +372,20 @@ def test_a_reader_s_own_copy_is_used_as_it_is(source, table, tmp_path):
         d = datasets.load("lebel2023", root=copy, table=table, mirror="http://127.0.0.1:9", subjects="UTS03")
     with pytest.warns(UserWarning, match="used as they are"):
         assert "strolled" in set(d.story("buck").words.text)
+
+
+def test_what_voxels_were_chosen_on_is_not_what_they_are_scored_on(ds):
+    """Only the test story was repeated: every second hearing chooses, the others are scored."""
+    d = ds("UTS03")
+    with pytest.warns(UserWarning, match="every second hearing"):
+        chosen = judging.pick_voxels(d, "UTS03", "ceiling > 0.8")
+    hearings = d.repeats("UTS03", lebel.TEST)
+    np.testing.assert_array_equal(chosen, np.flatnonzero(noise_ceiling(hearings[[0, 2, 4, 6, 8]]) > 0.8))
+    left = judging.left_hearings(d, "UTS03", "ceiling > 0.8")
+    y = hearings[[1, 3, 5, 7, 9]].mean(0)
+    np.testing.assert_allclose(d.responses("UTS03", lebel.TEST, hearings=left), (y - y.mean(0)) / y.std(0), atol=1e-5)
+    np.testing.assert_allclose(d.noise_ceiling("UTS03", hearings=left), noise_ceiling(hearings[1::2]), atol=1e-6)
+    assert judging.left_hearings(d, "UTS03", "all") is None
 
 
 def test_a_split_can_be_named_with_the_data_set(source, table):

@@ -400,6 +400,8 @@ def test_voxels_are_picked_without_the_scored_repeats(data, ds):
     with pytest.warns(UserWarning, match="every second hearing"):
         picked = judging.pick_voxels(data, "UTS01", "ceiling > 0.0")
     np.testing.assert_array_equal(picked, np.flatnonzero(noise_ceiling(data.repeats("UTS01", "d")[[0, 2]]) > 0))
+    assert judging.left_hearings(data, "UTS01", "ceiling > 0.0") is None  # three hearings cannot be shared out
+    assert judging.left_hearings(ds, "SIM01", "ceiling > 0.0") is None and judging.left_hearings(ds, "SIM01", "auditory") is None
     auditory = judging.pick_voxels(ds, "SIM01", "auditory")
     np.testing.assert_array_equal(auditory, np.flatnonzero(ds.rois("SIM01")["auditory"]))
     np.testing.assert_array_equal(judging.pick_voxels(ds, "SIM01", "ceiling > 0.5"), np.flatnonzero(ds.noise_ceiling("SIM01", "val") > 0.5))
