@@ -151,6 +151,19 @@ def test_a_misspelt_parameter_fails(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("FAILED unknown parameter ['subjekt']") and done.stderr.count("\n") == 1
 
 
+def test_a_parameter_reaches_the_notebooks_that_know_it(tmp_path, monkeypatch):
+    both, calls = [make(tmp_path, "1", name="01_a.ipynb"), make(tmp_path, "1", parameters="y: int = 2  # other", name="02_b.ipynb")], []
+    (tmp_path / "p.yaml").write_text("x: 3")
+    monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(run_notebooks.known_anywhere, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(run_notebooks, "run_one", lambda path, given, *_: calls.append((path.stem, given)) or {"seconds": 0, "peak_mb": 0})
+    options = ["--params", str(tmp_path / "p.yaml"), "-p", "y", "-5", "--out", str(tmp_path)]
+    assert run_notebooks.main(options) == 0 and calls == [("01_a", {"x": 3}), ("02_b", {"y": -5})]
+    calls.clear()
+    run_notebooks.main(["01_a", *options])
+    assert calls == [("01_a", {"x": 3, "y": -5})] and len(both) == 2  # asked for by name: it must know the parameter
+
+
 def test_a_cell_that_was_not_executed_fails(tmp_path):
     with pytest.raises(NotebookError, match="cell 0 was never executed"):
         run_notebooks.check_outputs(make(tmp_path, "1"))

@@ -138,7 +138,12 @@ def main(arguments=None) -> int:
             if not path.exists():
                 raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
             own = parameters(path)
-            runs[path.stem] = run_one(path, {k: v for k, v in shared.items() if k in own} | named, given.out, given.limit or None)
+            runs[path.stem] = run_one(
+                path,
+                {k: v for k, v in (shared | named).items() if k in own or (k in named and given.notebooks)},
+                given.out,
+                given.limit or None,
+            )
             print(f"{path.stem}: {runs[path.stem]['seconds']} s, peak memory {runs[path.stem]['peak_mb']} MB", flush=True)
         except NotebookError as error:
             failures.append(path.stem)
