@@ -96,7 +96,8 @@ class Dataset:
 
     def __repr__(self):
         kind = "simulated listeners" if self.simulated else "recordings"
-        return f"Dataset({self.name!r}: {kind}, {len(self.subjects)} subjects, {len(self.stories)} stories)"
+        who = ", ".join(self.subjects) if len(self.subjects) < 3 else f"{len(self.subjects)} subjects"
+        return f"Dataset({self.name!r}: {kind}, {who}, {len(self.stories)} stories)"
 
     # ---------------------------------------------------------------- stories
     def story(self, name: str) -> Story:
