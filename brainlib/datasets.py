@@ -34,6 +34,9 @@ def load(name: str = "fireside", root: str | Path | None = None, **options) -> D
         Passed to the data set's own ``open_dataset``: for fireside ``noise="clean"``, ``"scanner"`` or ``"null"``; for
         lebel2023 ``split="braintuning"`` or ``"brainwavlm"``, ``mirror``. For all: `subjects`, `every` (see `Dataset`).
 
+    Returns
+    -------
+    ds : Dataset
     """
     name, _, split = name.partition(":") if name.startswith("lebel2023:") else (name, "", "")
     if split:
@@ -130,7 +133,7 @@ class Dataset:
         has = [s for s in self.stories if all(self._response_path(u, s).exists() for u in asked)]
         if not has:
             raise FileNotFoundError(f"{self.root}: no story that {asked} all have responses to")
-        counts = {s: n_repeats(self._response_path(asked[0], s)) for s in has}
+        counts = {s: self.n_hearings(asked[0], s) for s in has}
         most = max(counts.values())
         test = [s for s in has if counts[s] == most] if most > 1 else has[-1:]
         rest = [s for s in has if s not in test]
@@ -181,6 +184,11 @@ class Dataset:
             warnings.warn(f"{subject} {name}: `data` is not the mean of `individual_repeats` ({told})", stacklevel=2)
         return self._clean(hearings, subject, name)
 
+    def n_hearings(self, subject: str, name: str) -> int:
+        """How often a subject heard a story; reads no responses."""
+        self.fetch([subject], [name], ["responses"])
+        return n_repeats(self._response_path(subject, name))
+
     def _read(self, subject, name, key, voxels):
         self._known(subject, self.subjects, "subject")
         self._known(name, self.stories, "story")
@@ -196,9 +204,9 @@ class Dataset:
 
     def _columns(self, path, voxels):
         """Columns of a response file that hold some of the voxels kept."""
-        kept = np.arange(n_columns(path))[:: self.every]
         if voxels is None:
             return slice(None, None, self.every)
+        kept = np.arange(n_columns(path))[:: self.every]
         try:
             return kept[voxels if isinstance(voxels, slice) else np.asarray(voxels, None if len(voxels) else int)]
         except (IndexError, TypeError) as error:

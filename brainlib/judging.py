@@ -44,10 +44,7 @@ def left_hearings(ds, subject, rule: str):
 
 
 def _repeated(ds, subject, split, least=2):
-    try:
-        return all(len(ds.repeats(subject, s, [0])) >= least for s in ds.split[split])
-    except ValueError:  # heard once
-        return False
+    return all(ds.n_hearings(subject, s) >= least for s in ds.split[split])
 
 
 def regions(ds, subject) -> dict[str, np.ndarray]:

@@ -68,6 +68,10 @@ def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
     return heard
 
 
+def _heard_by_all(subjects, table) -> list[str]:
+    return sorted(set.intersection(*(set(stories_of(s, table)) for s in subjects)))
+
+
 def split_of(subjects, name: str = "braintuning", table: pd.DataFrame | None = None) -> dict[str, list[str]]:
     """Whole stories that all `subjects` heard, split as a paper did: ``{"train": [...], "val": [...], "test": [...]}``.
 
@@ -77,8 +81,8 @@ def split_of(subjects, name: str = "braintuning", table: pd.DataFrame | None = N
     """
     if name not in SPLITS:
         raise KeyError(f"no split {name!r} of ds003020; expected one of {sorted(SPLITS)}")
-    heard = set.intersection(*(set(stories_of(s, table)) for s in subjects))
-    rest = [s for s in (SESSIONS if name == "braintuning" else sorted(heard)) if s in heard and s != TEST]
+    heard = _heard_by_all(subjects, table)
+    rest = [s for s in (SESSIONS if name == "braintuning" else heard) if s in heard and s != TEST]
     val = [s for s in SPLITS[name] if s in heard] or rest[-2:]
     return {"train": [s for s in rest if s not in val], "val": val, "test": [TEST]}
 
@@ -108,8 +112,8 @@ def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=No
         fetch(subjects, stories, what, root, mirror, table=files, strict=False)
 
     prepare([], sum(chosen.values(), []), ["textgrids"])
-    heard = set.intersection(*(set(stories_of(s, files)) for s in subjects or everybody[:1]))
-    about = {"Name": "lebel2023", "Subjects": list(subjects or everybody), "Stories": sorted(heard), "Split": chosen}
+    heard = _heard_by_all(subjects or everybody[:1], files)
+    about = {"Name": "lebel2023", "Subjects": list(subjects or everybody), "Stories": heard, "Split": chosen}
     return Dataset(root, prepare=prepare, description=about, **options)
 
 
