@@ -30,7 +30,7 @@ import json, sys, time
 import numpy as np
 from brainlib import datasets, encoding, runtime
 root, subject, every, what = json.loads(sys.argv[1])
-ds = datasets.load(root, every=every)
+ds = datasets.load(root, voxel_step=every)
 stories, start = ds.stories, time.perf_counter()
 if what == "stories":
     kept = [ds.responses(subject, s) for s in stories]
@@ -49,19 +49,27 @@ def make(root: Path, subject: str):
     """Response files of the real shapes; sounds are left out, TextGrids are empty."""
     table = lebel.manifest()
     stories = sum(lebel.split_of([subject]).values(), [])
-    mine = table[(table.subject == subject) & (table.kind == "responses") & table.story.isin(stories)].set_index("story").bytes
-    hearings = 10 if subject in ("UTS01", "UTS02", "UTS03") else 5
-    voxels = int(mine[lebel.TEST]) // (8 * 291 * (1 + hearings))
+    mine = (
+        table[(table.subject == subject) & (table.kind == "responses") & table.story.isin(stories)]
+        .set_index("story")
+        .bytes
+    )
+    repeats = 10 if subject in ("UTS01", "UTS02", "UTS03") else 5
+    voxels = int(mine[lebel.TEST]) // (8 * 291 * (1 + repeats))
     rows = {s: 291 if s == lebel.TEST else int((n - 2048) // (8 * voxels)) for s, n in mine.items()}
     folder = root / "derivative" / "preprocessed_data" / subject
     for new in (folder, root / "derivative" / "TextGrids", root / "stimuli"):
         new.mkdir(parents=True, exist_ok=True)
-    (root / "derivative" / "respdict.json").write_text(json.dumps({s: n + 20 for s, n in rows.items()}))
+    (root / "derivative" / "respdict.json").write_text(
+        json.dumps({s: n + 20 for s, n in rows.items()})
+    )
     rng = np.random.default_rng(0)
     for story, n in rows.items():
         (root / "derivative" / "TextGrids" / f"{story}.TextGrid").write_text("")
         with h5py.File(folder / f"{story}.hf5", "w") as file:
-            shapes = {"data": (n, voxels)} | ({"individual_repeats": (hearings, n, voxels)} if story == lebel.TEST else {})
+            shapes = {"data": (n, voxels)} | (
+                {"individual_repeats": (repeats, n, voxels)} if story == lebel.TEST else {}
+            )
             for key, shape in shapes.items():
                 stored = file.create_dataset(key, shape, "f8")
                 for i in range(shape[0]):
@@ -70,7 +78,9 @@ def make(root: Path, subject: str):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--subject", default="UTS03")
     parser.add_argument("--folder", default=None)
     given = parser.parse_args()
@@ -78,15 +88,38 @@ def main():
         voxels, rows = make(Path(folder), given.subject)
         print(f"{given.subject}: {voxels} voxels, {rows} rows in 27 stories")
         runs = []
-        for what, every in (("stories", 1), ("stories", 10), ("ceiling", 1), ("ceiling", 10), ("ridge", 10)):
+        for what, every in (
+            ("stories", 1),
+            ("stories", 10),
+            ("ceiling", 1),
+            ("ceiling", 10),
+            ("ridge", 10),
+        ):
             asked = json.dumps([folder, given.subject, every, what])
-            done = subprocess.run([sys.executable, "-W", "ignore", "-c", READ, asked], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", READ, asked], capture_output=True, text=True
+            )
             if done.returncode:
-                raise SystemExit(f"{what}, one voxel in {every}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})")
+                raise SystemExit(
+                    f"{what}, one voxel in {every}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})"
+                )
             seconds, peak = json.loads(done.stdout)
-            runs.append({"what": SAID[what], "every": every, "seconds": round(seconds, 1), "peak_gb": round(peak / 1000, 2)})
+            runs.append(
+                {
+                    "what": SAID[what],
+                    "every": every,
+                    "seconds": round(seconds, 1),
+                    "peak_gb": round(peak / 1000, 2),
+                }
+            )
             print(runs[-1], flush=True)
-    about = {"subject": given.subject, "voxels": voxels, "rows": rows, "cores": os.cpu_count(), "runs": runs}
+    about = {
+        "subject": given.subject,
+        "voxels": voxels,
+        "rows": rows,
+        "cores": os.cpu_count(),
+        "runs": runs,
+    }
     Path(__file__).with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
 

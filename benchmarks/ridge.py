@@ -42,7 +42,9 @@ def plain_bootstrap_ridge(X, Y, alphas, n_boots=3, chunk=20, share=0.25, seed=0)
         projected, rows = u.T @ Y[kept], X[held] @ vt.T
         for i, alpha in enumerate(alphas):
             predicted = (rows * (s / (s**2 + alpha))) @ projected
-            r2 = 1 - (Y[held] - predicted).var(0) / ((1 + Y[held].var(0)) / 2)  # as published: half way to unit variance
+            r2 = 1 - (Y[held] - predicted).var(0) / (
+                (1 + Y[held].var(0)) / 2
+            )  # as published: half way to unit variance
             scores[i] += np.nan_to_num(np.sqrt(np.abs(r2)) * np.sign(r2))
     best = np.asarray(alphas)[scores.argmax(0)]
     u, s, vt = np.linalg.svd(X, full_matrices=False)
@@ -92,31 +94,54 @@ def data(n_voxels: int):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--voxels", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--fifty", action="store_true", help="also the 50 boots of the data set authors' own default (minutes)")
+    parser.add_argument(
+        "--fifty",
+        action="store_true",
+        help="also the 50 boots of the data set authors' own default (minutes)",
+    )
     given = parser.parse_args()
     X, Y, X_test, Y_test = data(given.voxels)
     stacked = np.concatenate(X)
     mean, scale = stacked.mean(0), stacked.std(0)
-    design, design_test = (np.concatenate([timing.fir((x - mean) / scale) for x in xs]).astype(np.float64) for xs in (X, X_test))
+    design, design_test = (
+        np.concatenate([timing.fir((x - mean) / scale) for x in xs]).astype(np.float64)
+        for xs in (X, X_test)
+    )
     top = np.linalg.eigvalsh(design @ design.T)[-1]
     alphas = top * np.logspace(-5, 1, 15)
-    print(f"design {design.shape}, {Y[0].shape[1]} voxels, {len(alphas)} penalties; machine: {runtime.pick_device()}")
+    print(
+        f"design {design.shape}, {Y[0].shape[1]} voxels, {len(alphas)} penalties; machine: {runtime.pick_device()}"
+    )
     seconds, peak, r = {}, {}, {}
 
     def plain(n_boots):
-        weights, _ = plain_bootstrap_ridge(design, np.concatenate(Y).astype(np.float64), alphas, n_boots)
+        weights, _ = plain_bootstrap_ridge(
+            design, np.concatenate(Y).astype(np.float64), alphas, n_boots
+        )
         predicted, y = design_test @ weights, np.concatenate(Y_test)
-        return np.nan_to_num([np.corrcoef(y[:, v], predicted[:, v])[0, 1] for v in range(y.shape[1])])  # a voxel at a time, as there
+        return np.nan_to_num(
+            [np.corrcoef(y[:, v], predicted[:, v])[0, 1] for v in range(y.shape[1])]
+        )  # a voxel at a time, as there
 
     def ours(n_folds):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return encoding.RidgeEncoder(alphas=alphas, n_folds=n_folds).fit(X, Y).score(X_test, Y_test)
+            return (
+                encoding.RidgeEncoder(alphas=alphas, n_folds=n_folds)
+                .fit(X, Y)
+                .score(X_test, Y_test)
+            )
 
-    methods = {"plain, 3 boots": lambda: plain(3), "ours, 3 folds": lambda: ours(3), "ours, 5 folds": lambda: ours(5)}
+    methods = {
+        "plain, 3 boots": lambda: plain(3),
+        "ours, 3 folds": lambda: ours(3),
+        "ours, 5 folds": lambda: ours(5),
+    }
     if given.fifty:
         methods["plain, 50 boots"] = lambda: plain(50)
     for _ in range(given.repeats):  # in turn, so that a slow minute of the machine hits all

@@ -21,7 +21,7 @@ import torch
 from ridge import Peak
 from transformers import AutoModel
 
-from brainlib import datasets, judging
+from brainlib import datasets, evaluation
 from brainlib.recipes import RECIPES
 from brainlib.speech import ASSETS, RATE, SpeechEncoder
 from brainlib.tuning import BrainTuner
@@ -40,7 +40,10 @@ def fields_way(ds, subject, stories, voxels, epochs, batch=16):
     model = AutoModel.from_pretrained(ASSETS / "wavlm-pico", dtype=torch.float32)
     model.feature_extractor._freeze_parameters()
     head = torch.nn.Linear(model.config.hidden_size, len(voxels))
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 5e-5}, {"params": head.parameters(), "lr": 1e-4}]
+    groups = [
+        {"params": [p for p in model.parameters() if p.requires_grad], "lr": 5e-5},
+        {"params": head.parameters(), "lr": 1e-4},
+    ]
     optimizer = torch.optim.Adam(groups)
     for _ in range(epochs):
         for name in stories:
@@ -48,8 +51,12 @@ def fields_way(ds, subject, stories, voxels, epochs, batch=16):
             ends = np.round((story.tr_times + 1) * RATE).astype(int)
             keep = np.flatnonzero((ends >= 10 * RATE) & (ends <= len(story.audio)))
             for rows in np.array_split(keep, max(len(keep) // batch, 1)):
-                clips = torch.from_numpy(np.stack([story.audio[ends[i] - 10 * RATE : ends[i]] for i in rows]))
-                clips = (clips - clips.mean(1, keepdim=True)) / (clips.var(1, unbiased=False, keepdim=True) + 1e-7).sqrt()
+                clips = torch.from_numpy(
+                    np.stack([story.audio[ends[i] - 10 * RATE : ends[i]] for i in rows])
+                )
+                clips = (clips - clips.mean(1, keepdim=True)) / (
+                    clips.var(1, unbiased=False, keepdim=True) + 1e-7
+                ).sqrt()
                 loss = (head(model(clips).last_hidden_state.mean(1)) - y[rows]).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
@@ -58,20 +65,29 @@ def fields_way(ds, subject, stories, voxels, epochs, batch=16):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stories", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--subject", default="SIM01")
     given = parser.parse_args()
-    ds, recipe = datasets.load("fireside"), RECIPES["crossfit-quick"].with_(stages=(("all", given.epochs),))
+    ds, recipe = (
+        datasets.load("fireside"),
+        RECIPES["crossfit-quick"].with_(stages=(("all", given.epochs),)),
+    )
     stories = ds.split["train"][: given.stories]
     hours = sum(ds.story(s).duration for s in stories) / 3600 * given.epochs
-    voxels = judging.pick_voxels(ds, given.subject, recipe.voxels)[::4]
-    print(f"simulated listener {given.subject}, {len(stories)} stories, {given.epochs} epochs, {len(voxels)} voxels")
+    voxels = evaluation.pick_voxels(ds, given.subject, recipe.voxels)[::4]
+    print(
+        f"simulated listener {given.subject}, {len(stories)} stories, {given.epochs} epochs, {len(voxels)} voxels"
+    )
 
     def judged(encoder):
         last = encoder.layers - 1
-        scores = judging.judge(encoder, ds, given.subject, [last], voxels, on="val", window=10, hop=8, cache=False)
+        scores = evaluation.judge(
+            encoder, ds, given.subject, [last], voxels, on="val", window=10, hop=8, cache=False
+        )
         return f"mean r {scores[last].mean():.4f}"
 
     print("pretrained", judged(SpeechEncoder.from_pretrained()), flush=True)
@@ -81,7 +97,10 @@ if __name__ == "__main__":
         spent = time.perf_counter() - start
     plain = SpeechEncoder.from_pretrained()
     plain.model.load_state_dict(trained.state_dict())
-    print(f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(plain)}", flush=True)
+    print(
+        f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(plain)}",
+        flush=True,
+    )
     encoder = SpeechEncoder.from_pretrained()
     with settled() as memory:
         start = time.perf_counter()

@@ -1,7 +1,6 @@
 """brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
 
-Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `topography`, `cortex`, `datasets`, `fireside`,
-`lebel`, `adapters`, `speech`, `encoding`, `surface`, `results`, `recipes`, `network`, `judging`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
+Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `cortex`, `datasets`, `lebel`, `adapters`, `speech`, `encoding`, `surface`, `results`, `recipes`, `network`, `evaluation`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
 """
 
 import importlib
@@ -13,8 +12,7 @@ __all__ = [
     "datasets",
     "encoding",
     "files",
-    "fireside",
-    "judging",
+    "evaluation",
     "lebel",
     "lowlevel",
     "network",
@@ -24,7 +22,6 @@ __all__ = [
     "speech",
     "surface",
     "timing",
-    "topography",
     "tuning",
 ]
 

@@ -18,7 +18,10 @@ def pass_over_old_torchao():
         look()
     except ImportError:
         for name, module in list(sys.modules.items()):
-            if name.startswith(peft.__name__) and getattr(module, "is_torchao_available", None) is look:
+            if (
+                name.startswith(peft.__name__)
+                and getattr(module, "is_torchao_available", None) is look
+            ):
                 module.is_torchao_available = bool  # that is, False
 
 
@@ -52,28 +55,45 @@ def check_adapters_act(model, audio) -> int:
     encoder = hasattr(model, "hidden_states")
     network = model.model if encoder else model
     held = {
-        f"{name}.{inner}": p for name, module in network.named_modules() for inner, p in module.named_parameters()
+        f"{name}.{inner}": p
+        for name, module in network.named_modules()
+        for inner, p in module.named_parameters()
         if inner.split(".")[0] in getattr(module, "adapter_layer_names", ())
-    }  # fmt: skip
+    }
     if not held:
         raise ValueError("the model holds no adapters: put them in with peft.get_peft_model first")
-    before, modes = [(p.detach().clone(), p.requires_grad) for p in held.values()], {m: m.training for m in network.modules()}
+    before, modes = (
+        [(p.detach().clone(), p.requires_grad) for p in held.values()],
+        {m: m.training for m in network.modules()},
+    )
     draw = torch.Generator().manual_seed(0)
     try:
         network.eval()
         for p in held.values():
             p.requires_grad_(True).data.add_(0.02 * torch.randn(p.shape, generator=draw).to(p))
         clips = torch.as_tensor(np.asarray(audio, np.float32))[None]
-        out = model.hidden_states(clips)[-1] if encoder else model(clips.to(next(model.parameters()).device)).last_hidden_state
+        out = (
+            model.hidden_states(clips)[-1]
+            if encoder
+            else model(clips.to(next(model.parameters()).device)).last_hidden_state
+        )
         aim = (out * torch.randn(out.shape, generator=draw).to(out)).sum()
-        gradients = torch.autograd.grad(aim, list(held.values()), allow_unused=True) if aim.requires_grad else [None] * len(held)
+        gradients = (
+            torch.autograd.grad(aim, list(held.values()), allow_unused=True)
+            if aim.requires_grad
+            else [None] * len(held)
+        )
     finally:
         for p, (value, wanted) in zip(held.values(), before):
             p.data.copy_(value)
             p.requires_grad_(wanted)
         for module, mode in modes.items():
             module.training = mode
-    dead = [name for name, gradient in zip(held, gradients) if gradient is None or not float(gradient.abs().max()) > 0]
+    dead = [
+        name
+        for name, gradient in zip(held, gradients)
+        if gradient is None or not float(gradient.abs().max()) > 0
+    ]
     if dead:
         raise RuntimeError(
             f"{len(dead)} of {len(held)} adapter tensors change nothing (first: {dead[0]}): the model reads past the modules they wrap, "
@@ -91,7 +111,9 @@ def fuse_attention(model) -> int:
     """
     changed = 0
     for module in model.modules():
-        if hasattr(module, "gru_rel_pos_linear") and hasattr(module, "torch_multi_head_self_attention"):
+        if hasattr(module, "gru_rel_pos_linear") and hasattr(
+            module, "torch_multi_head_self_attention"
+        ):
             module.forward = MethodType(_fused_forward, module)
             changed += 1
     return changed
@@ -113,7 +135,11 @@ def _fused_forward(self, hidden_states, attention_mask=None, position_bias=None,
     bias = (update * (reset * self.gru_rel_pos_const - 1.0) + 2.0) * position_bias
     if attention_mask is not None:  # (n, t), 1 where there is sound
         bias = bias.masked_fill(attention_mask[:, None, None].ne(1), float("-inf"))
-    query, key, value = (heads(project(hidden_states)) for project in (self.q_proj, self.k_proj, self.v_proj))
+    query, key, value = (
+        heads(project(hidden_states)) for project in (self.q_proj, self.k_proj, self.v_proj)
+    )
     dropout = self.dropout if self.training else 0.0
-    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout)
+    mixed = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout
+    )
     return self.out_proj(mixed.transpose(1, 2).reshape(n, t, -1)), None, position_bias

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import warnings
 from functools import cached_property, lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +41,13 @@ def load(name: str = "fireside", root: str | Path | None = None, **options) -> D
     name, _, split = name.partition(":") if name.startswith("lebel2023:") else (name, "", "")
     if split:
         options["split"] = split
-    if name in ("fireside", "lebel2023"):
-        module = importlib.import_module({"fireside": ".fireside", "lebel2023": ".lebel"}[name], __package__)
-        return module.open_dataset(root, **options)
+    registered = {point.name: point for point in entry_points(group="brainlib.datasets")}
+    if name in registered:
+        return registered[name].load()(root, **options)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no data set and no folder {name!r}; expected 'fireside', 'lebel2023' or a folder with stimuli/ and {MIDDLE}/"
+            f"no data set and no folder {name!r}; expected one of {sorted(registered)} or a folder with stimuli/ and {MIDDLE}/"
         )
     return Dataset(folder, **options)
 
@@ -68,20 +68,24 @@ class Dataset:
         What ``dataset_description.json`` may say: `Name`, `Simulated`, `Subjects`, `Stories`, `Split`; goes before it.
     subjects : list of str, optional
         Only these; where the tree states no split, it is then of stories that all of them heard.
-    every : int
+    voxel_step : int
         Keep one voxel in so many: of responses, ceilings, regions and surfaces. For a first look at a large cortex.
     """
 
     tr = TR_S
 
-    def __init__(self, root, prepare=None, description=None, subjects=None, every: int = 1):
-        self.root, self.every = Path(root), int(every)
-        if self.every < 1:
-            raise ValueError(f"every={every}; expected one voxel in 1, 2, 3, ...")
+    def __init__(self, root, prepare=None, description=None, subjects=None, voxel_step: int = 1):
+        self.root, self.voxel_step = Path(root), int(voxel_step)
+        if self.voxel_step < 1:
+            raise ValueError(f"voxel_step={voxel_step}; expected one voxel in 1, 2, 3, ...")
         self._prepare, self._ready = prepare, set()
-        self.filled: dict[tuple[str, str], int] = {}  # (subject, story): how many NaNs were replaced by 0
+        self.filled: dict[
+            tuple[str, str], int
+        ] = {}  # (subject, story): how many NaNs were replaced by 0
         described = self.root / "dataset_description.json"
-        self.description = (json.loads(described.read_text()) if described.exists() else {}) | (description or {})
+        self.description = (json.loads(described.read_text()) if described.exists() else {}) | (
+            description or {}
+        )
         self.name = self.description.get("Name", self.root.name)
         self.simulated = bool(self.description.get("Simulated", False))
         counts = self.root / MIDDLE / "respdict.json"
@@ -89,8 +93,14 @@ class Dataset:
         there = (self.root / MIDDLE / "TextGrids").glob("[!.]*.TextGrid")
         self.stories = self.description.get("Stories") or sorted(p.stem for p in there)
         if not self.stories:
-            raise FileNotFoundError(f"{self.root}: no TextGrids; expected {MIDDLE}/TextGrids/<story>.TextGrid")
-        found = sorted(p.name for p in (self.root / MIDDLE / "preprocessed_data").glob("*") if p.is_dir() and not p.name.startswith("."))
+            raise FileNotFoundError(
+                f"{self.root}: no TextGrids; expected {MIDDLE}/TextGrids/<story>.TextGrid"
+            )
+        found = sorted(
+            p.name
+            for p in (self.root / MIDDLE / "preprocessed_data").glob("*")
+            if p.is_dir() and not p.name.startswith(".")
+        )
         self.subjects = list(self.description.get("Subjects", found))
         subjects = [subjects] if isinstance(subjects, str) else subjects
         for subject in subjects or ():
@@ -99,7 +109,9 @@ class Dataset:
 
     def __repr__(self):
         kind = "simulated listeners" if self.simulated else "recordings"
-        who = ", ".join(self.subjects) if len(self.subjects) < 3 else f"{len(self.subjects)} subjects"
+        who = (
+            ", ".join(self.subjects) if len(self.subjects) < 3 else f"{len(self.subjects)} subjects"
+        )
         return f"Dataset({self.name!r}: {kind}, {who}, {len(self.stories)} stories)"
 
     # ---------------------------------------------------------------- stories
@@ -117,7 +129,13 @@ class Dataset:
         audio = next((p for p in paths if p.exists() or p.is_symlink()), paths[0])
         rows = self._scan_trs.get(name)
         grid = self.root / MIDDLE / "TextGrids" / f"{name}.TextGrid"
-        return Story(name, audio, grid, None if rows is None else rows - 20, lambda what: self.fetch([], [name], [what]))
+        return Story(
+            name,
+            audio,
+            grid,
+            None if rows is None else rows - 20,
+            lambda what: self.fetch([], [name], [what]),
+        )
 
     @cached_property
     def split(self) -> dict[str, list[str]]:
@@ -133,7 +151,7 @@ class Dataset:
         has = [s for s in self.stories if all(self._response_path(u, s).exists() for u in asked)]
         if not has:
             raise FileNotFoundError(f"{self.root}: no story that {asked} all have responses to")
-        counts = {s: self.n_hearings(asked[0], s) for s in has}
+        counts = {s: self.n_repeats(asked[0], s) for s in has}
         most = max(counts.values())
         test = [s for s in has if counts[s] == most] if most > 1 else has[-1:]
         rest = [s for s in has if s not in test]
@@ -141,14 +159,14 @@ class Dataset:
         return {"train": [s for s in rest if s not in val], "val": val, "test": test}
 
     # ---------------------------------------------------------------- responses
-    def responses(self, subject: str, name: str, voxels=None, hearings=None) -> np.ndarray:
+    def responses(self, subject: str, name: str, voxels=None, repeats=None) -> np.ndarray:
         """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
 
         Parameters
         ----------
         voxels : indices or mask, optional
             Read only these columns; others never are in memory.
-        hearings : indices or slice, optional
+        repeats : indices or slice, optional
             Of a repeated story: the mean of these, instead of `data`.
 
         Raises
@@ -160,13 +178,15 @@ class Dataset:
         ValueError
             The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs.
         """
-        if hearings is not None:
-            return self._clean(self.repeats(subject, name, voxels)[hearings].mean(0), subject, name)
+        if repeats is not None:
+            return self._clean(self.repeats(subject, name, voxels)[repeats].mean(0), subject, name)
         data, path = self._read(subject, name, "data", voxels)
-        return self._clean(data, subject, name, scaled=n_repeats(path) == 1)  # the mean of repeats has less spread than one
+        return self._clean(
+            data, subject, name, scaled=n_repeats(path) == 1
+        )  # the mean of repeats has less spread than one
 
     def repeats(self, subject: str, name: str, voxels=None) -> np.ndarray:
-        """Responses to each hearing of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored. See `responses`.
+        """Responses to each repeat of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored. See `responses`.
 
         Warns where `data`, z-scored, is not their mean, z-scored: so it was found to be of UTS01 in an earlier release.
 
@@ -175,16 +195,19 @@ class Dataset:
         ValueError
             If the story was heard once.
         """
-        hearings, path = self._read(subject, name, "individual_repeats", voxels)
-        mean, data = hearings.mean(0), read_hf5(path, "data", self._columns(path, voxels))
+        repeats, path = self._read(subject, name, "individual_repeats", voxels)
+        mean, data = repeats.mean(0), read_hf5(path, "data", self._columns(path, voxels))
         zscore(mean), zscore(data)
         other = int((np.abs(mean - data) > 0.02).any(0).sum())
         if other:
             told = f"{other} of {data.shape[1]} voxels, z-scored"
-            warnings.warn(f"{subject} {name}: `data` is not the mean of `individual_repeats` ({told})", stacklevel=2)
-        return self._clean(hearings, subject, name)
+            warnings.warn(
+                f"{subject} {name}: `data` is not the mean of `individual_repeats` ({told})",
+                stacklevel=2,
+            )
+        return self._clean(repeats, subject, name)
 
-    def n_hearings(self, subject: str, name: str) -> int:
+    def n_repeats(self, subject: str, name: str) -> int:
         """How often a subject heard a story; reads no responses."""
         self.fetch([subject], [name], ["responses"])
         return n_repeats(self._response_path(subject, name))
@@ -205,27 +228,42 @@ class Dataset:
     def _columns(self, path, voxels):
         """Columns of a response file that hold some of the voxels kept."""
         if voxels is None:
-            return slice(None, None, self.every)
-        kept = np.arange(n_columns(path))[:: self.every]
+            return slice(None, None, self.voxel_step)
+        kept = np.arange(n_columns(path))[:: self.voxel_step]
         try:
-            return kept[voxels if isinstance(voxels, slice) else np.asarray(voxels, None if len(voxels) else int)]
+            return kept[
+                voxels
+                if isinstance(voxels, slice)
+                else np.asarray(voxels, None if len(voxels) else int)
+            ]
         except (IndexError, TypeError) as error:
-            raise ValueError(f"{path}: {len(kept)} voxels; expected a mask of as many, indices of them, or a slice ({error})") from error
+            raise ValueError(
+                f"{path}: {len(kept)} voxels; expected a mask of as many, indices of them, or a slice ({error})"
+            ) from error
 
     def _clean(self, data, subject, name, scaled=False):
         bad, dead, far = zscore(data)
         if bad:
             self.filled[subject, name] = bad
-            warnings.warn(f"{subject} {name}: {bad} NaN values replaced by 0 ({dead} voxels have no number at all)", stacklevel=3)
+            warnings.warn(
+                f"{subject} {name}: {bad} NaN values replaced by 0 ({dead} voxels have no number at all)",
+                stacklevel=3,
+            )
         if scaled and far > 0.1:
-            warnings.warn(f"{subject} {name}: responses were not z-scored (mean or spread off by {far:.2g}); done here", stacklevel=3)
+            warnings.warn(
+                f"{subject} {name}: responses were not z-scored (mean or spread off by {far:.2g}); done here",
+                stacklevel=3,
+            )
         return data
 
-    def noise_ceiling(self, subject: str, split: str = "test", hearings=None) -> np.ndarray:
-        """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split (of some `hearings`)."""
+    def noise_ceiling(self, subject: str, split: str = "test", repeats=None) -> np.ndarray:
+        """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split (of some `repeats`)."""
         from .encoding import noise_ceiling
 
-        ceilings = [noise_ceiling(self.repeats(subject, s)[slice(None) if hearings is None else hearings]) for s in self.split[split]]
+        ceilings = [
+            noise_ceiling(self.repeats(subject, s)[slice(None) if repeats is None else repeats])
+            for s in self.split[split]
+        ]
         return np.mean(ceilings, axis=0)
 
     # ---------------------------------------------------------------- space and truth
@@ -235,7 +273,9 @@ class Dataset:
         Of ``derivative/rois/<subject>.npz``, or of the listener's own surfaces (see `cortex.REGIONS`).
         """
         try:
-            given = self._extra(subject, "rois") or {k: v[:: self.every] for k, v in self._cortex(subject).regions.items()}
+            given = self._extra(subject, "rois") or {
+                k: v[:: self.voxel_step] for k, v in self._cortex(subject).regions.items()
+            }
         except FileNotFoundError:
             return {}
         except ConnectionError as error:
@@ -257,19 +297,25 @@ class Dataset:
         if "vertices" in given:
             return cortex.from_vertices(given["vertices"])
         matrix = self._cortex(subject).matrix
-        return matrix if self.every == 1 else cortex.thinned(matrix, self.every)
+        return matrix if self.voxel_step == 1 else cortex.thinned(matrix, self.voxel_step)
 
     def vertices(self, subject: str) -> np.ndarray:
         """fsaverage5 vertex of each voxel, shape (n_voxels,): left 0 to 10241, right 10242 to 20483, -1 for none."""
         given = self._extra(subject, "fsaverage5")
-        return given["vertices"] if "vertices" in given else self._cortex(subject).vertices[:: self.every]
+        return (
+            given["vertices"]
+            if "vertices" in given
+            else self._cortex(subject).vertices[:: self.voxel_step]
+        )
 
     @lru_cache(maxsize=16)  # noqa: B019
     def _cortex(self, subject):
         try:
             found = cortex.read(self.root, subject)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.name}: no surface for {subject}, and no {MIDDLE}/fsaverage5/{subject}.npz ({error})") from error
+            raise FileNotFoundError(
+                f"{self.name}: no surface for {subject}, and no {MIDDLE}/fsaverage5/{subject}.npz ({error})"
+            ) from error
         files = (self.root / MIDDLE / "preprocessed_data" / subject).glob("[!.]*.hf5")
         some = next((p for p in files if p.exists() and p.stat().st_size > 1000), None)
         columns = found.matrix.shape[1] if some is None else n_columns(some)
@@ -281,7 +327,7 @@ class Dataset:
 
     def truth(self, subject: str) -> pd.DataFrame:
         """What was planted in a simulated listener, one row a voxel: a column a level (share of the signal's variance),
-        `snr` (signal's share of one hearing's variance), `hrf_peak` (seconds), `level` (the strongest, or "none").
+        `snr` (signal's share of one repeat's variance), `hrf_peak` (seconds), `level` (the strongest, or "none").
 
         Raises
         ------
@@ -289,7 +335,9 @@ class Dataset:
             For real recordings, whose truth nobody knows.
         """
         if not self.simulated:
-            raise ValueError(f"{self.name} holds recordings: their truth is not known; use noise_ceiling instead")
+            raise ValueError(
+                f"{self.name} holds recordings: their truth is not known; use noise_ceiling instead"
+            )
         table = pd.DataFrame(self._extra(subject, "truth"))
         levels = [c for c in table.columns if c not in ("snr", "hrf_peak")]
         names = np.array(levels)[table[levels].to_numpy().argmax(1)]
@@ -299,7 +347,7 @@ class Dataset:
         self._known(subject, self.subjects, "subject")
         self.fetch([subject], [], ["cortex"])
         path = self.root / MIDDLE / kind / f"{subject}.npz"
-        return {k: v[:: self.every] for k, v in np.load(path).items()} if path.exists() else {}
+        return {k: v[:: self.voxel_step] for k, v in np.load(path).items()} if path.exists() else {}
 
     # ---------------------------------------------------------------- helpers
     def _response_path(self, subject, name):
@@ -308,7 +356,12 @@ class Dataset:
     def fetch(self, subjects, stories, what=("stimuli", "responses", "cortex")):
         """Bring (or build) what these subjects and stories need, in one go; done by itself, file by file, when left out."""
         subjects, stories = ([x] if isinstance(x, str) else list(x) for x in (subjects, stories))
-        wanted = {(kind, subject, story) for kind in what for subject in [*subjects, ""] for story in [*stories, ""]} - self._ready
+        wanted = {
+            (kind, subject, story)
+            for kind in what
+            for subject in [*subjects, ""]
+            for story in [*stories, ""]
+        } - self._ready
         if self._prepare is not None and wanted:
             self._prepare(subjects, stories, list(what))
         self._ready |= wanted
@@ -316,4 +369,7 @@ class Dataset:
     def _known(self, name, known, what):
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 3, 0.5)
-            raise KeyError(f"{self.name} has no {what} {name!r}; " + (f"did you mean {close}?" if close else f"it has {known}"))
+            raise KeyError(
+                f"{self.name} has no {what} {name!r}; "
+                + (f"did you mean {close}?" if close else f"it has {known}")
+            )

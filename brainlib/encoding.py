@@ -73,10 +73,14 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         X, Y = _check_lists(X, Y)
         stacked = np.concatenate(X)
         self.mean_, self.scale_ = stacked.mean(0), stacked.std(0)
-        self.scale_[self.scale_ < 1e-6 * max(self.scale_.max(), 1e-12)] = 1.0  # a constant feature stays zero
+        self.scale_[self.scale_ < 1e-6 * max(self.scale_.max(), 1e-12)] = (
+            1.0  # a constant feature stays zero
+        )
         self.y_mean_ = sum(y.sum(0, dtype=np.float64) for y in Y).astype(np.float32) / len(stacked)
         backend = _backend(self.device)
-        design = backend.asarray(np.concatenate([self._delayed(x) for x in X]), dtype="float32")  # (n, p)
+        design = backend.asarray(
+            np.concatenate([self._delayed(x) for x in X]), dtype="float32"
+        )  # (n, p)
         n, p = design.shape
         self.kernel_ = p > n
         gram = (design @ design.T if self.kernel_ else design.T @ design).double()
@@ -84,7 +88,11 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         values, vectors = torch.linalg.eigh(gram.cpu() if gram.device.type == "mps" else gram)
         values, vectors = values.clamp(min=0), vectors.to(design)  # values stay float64
         top = float(values.max())
-        alphas = top * np.logspace(-5, 1, 13) if self.alphas is None else np.sort(np.asarray(self.alphas, float))
+        alphas = (
+            top * np.logspace(-5, 1, 13)
+            if self.alphas is None
+            else np.sort(np.asarray(self.alphas, float))
+        )
         folds = story_folds([len(x) for x in X], self.n_folds)
         n_voxels = Y[0].shape[1]
         self.best_alphas_, self.cv_scores_ = np.empty(n_voxels), np.empty(n_voxels, np.float32)
@@ -96,7 +104,9 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
             target -= self.y_mean_[batch]
             target = backend.asarray(target, dtype="float32")
             if len(alphas) > 1:
-                chosen, self.cv_scores_[batch] = _search(searched, target, alphas, folds, self.kernel_)
+                chosen, self.cv_scores_[batch] = _search(
+                    searched, target, alphas, folds, self.kernel_
+                )
             else:  # nothing to choose
                 chosen, self.cv_scores_[batch] = np.full(target.shape[1], alphas[0]), np.nan
             self.best_alphas_[batch] = chosen
@@ -113,15 +123,17 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
 
     def _warn_at_edges(self, alphas, top):
         lower = float(np.mean(np.isclose(self.best_alphas_, alphas[0])))
-        upper = float(np.mean(np.isclose(self.best_alphas_, alphas[-1]))) if alphas[-1] < 9.99 * top else 0.0
+        upper = (
+            float(np.mean(np.isclose(self.best_alphas_, alphas[-1])))
+            if alphas[-1] < 9.99 * top
+            else 0.0
+        )
         if len(alphas) == 1:
             lower = upper = 0.0
         self.edges_ = (lower, upper)
         for share, which, remedy in ((lower, "smallest", "smaller"), (upper, "largest", "larger")):
             if share > 0.05:
-                message = (
-                    f"{share:.0%} of voxels chose the {which} alpha of the grid ({alphas[0]:.3g} to {alphas[-1]:.3g}): offer {remedy} ones"
-                )
+                message = f"{share:.0%} of voxels chose the {which} alpha of the grid ({alphas[0]:.3g} to {alphas[-1]:.3g}): offer {remedy} ones"
                 warnings.warn(message, stacklevel=3)
 
     @property
@@ -137,7 +149,9 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
             return [self.predict(x) for x in X]
         x = np.asarray(X)
         if x.ndim != 2 or x.shape[1] != self.n_features_in_:
-            raise ValueError(f"features of shape {x.shape}; expected (n_trs, {self.n_features_in_}), as in fit")
+            raise ValueError(
+                f"features of shape {x.shape}; expected (n_trs, {self.n_features_in_}), as in fit"
+            )
         design = self._delayed(x)
         rows = design @ self._train.T if self.kernel_ else design
         return rows @ self._solution + self.y_mean_
@@ -150,14 +164,18 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
 
 def _check_lists(X, Y):
     if len(X) != len(Y) or not len(X):
-        raise ValueError(f"{len(X)} stories of features but {len(Y)} of responses: one array a story in each list")
+        raise ValueError(
+            f"{len(X)} stories of features but {len(Y)} of responses: one array a story in each list"
+        )
     for i, (x, y) in enumerate(zip(X, Y)):
         if np.ndim(x) != 2 or np.ndim(y) != 2 or len(x) != len(y):
             raise ValueError(
                 f"story {i}: features {np.shape(x)} and responses {np.shape(y)}; expected (n_trs, n_features) and (n_trs, n_voxels)"
             )
         if not np.isfinite(x).all() or not np.isfinite(y).all():
-            raise ValueError(f"story {i}: NaN or infinite values; Dataset.responses fills and counts them")
+            raise ValueError(
+                f"story {i}: NaN or infinite values; Dataset.responses fills and counts them"
+            )
     return [np.asarray(x) for x in X], [np.asarray(y) for y in Y]
 
 
@@ -177,13 +195,24 @@ def _search(matrix, target, alphas, folds, kernel):
     from himalaya.scoring import l2_neg_loss
     from sklearn.model_selection import check_cv
 
-    search = solve_multiple_kernel_ridge_random_search if kernel else solve_group_ridge_random_search
+    search = (
+        solve_multiple_kernel_ridge_random_search if kernel else solve_group_ridge_random_search
+    )
     options = {"return_weights": None} if kernel else {"return_weights": False, "warn": False}
     one = np.ones((1, 1), np.float32)  # a single feature space: nothing is random in this search
     deltas, _, scores = search(
-        matrix[None] if kernel else [matrix], target, n_iter=_as(matrix, one), alphas=_as(matrix, alphas), cv=check_cv(folds),
-        score_func=l2_neg_loss, n_targets_batch=1000, n_alphas_batch=5, progress_bar=False, jitter_alphas=False, **options,
-    )  # fmt: skip
+        matrix[None] if kernel else [matrix],
+        target,
+        n_iter=_as(matrix, one),
+        alphas=_as(matrix, alphas),
+        cv=check_cv(folds),
+        score_func=l2_neg_loss,
+        n_targets_batch=1000,
+        n_alphas_batch=5,
+        progress_bar=False,
+        jitter_alphas=False,
+        **options,
+    )
     chosen = np.exp(-deltas[0].double().cpu().numpy())
     nearest = np.abs(np.log(alphas)[:, None] - np.log(chosen)).argmin(0)  # undo float32 rounding
     loss = -scores.cpu().numpy().reshape(-1, len(nearest))[-1]
@@ -202,7 +231,11 @@ def story_folds(lengths, n_folds: int = 5):
     Stories go to folds in turn, so that folds differ little in length; with a single story, its rows are cut into blocks.
     """
     story = np.repeat(np.arange(len(lengths)), lengths)
-    group = story % min(n_folds, len(lengths)) if len(lengths) > 1 else np.arange(len(story)) * n_folds // len(story)
+    group = (
+        story % min(n_folds, len(lengths))
+        if len(lengths) > 1
+        else np.arange(len(story)) * n_folds // len(story)
+    )
     return [(np.flatnonzero(group != g), np.flatnonzero(group == g)) for g in np.unique(group)]
 
 
@@ -245,7 +278,9 @@ def noise_ceiling(repeats) -> np.ndarray:
     """
     repeats = np.asarray(repeats)
     if repeats.ndim != 3 or len(repeats) < 2:
-        raise ValueError(f"repeats of shape {repeats.shape}; expected (n_repeats, n_trs, n_voxels) with at least two repeats")
+        raise ValueError(
+            f"repeats of shape {repeats.shape}; expected (n_repeats, n_trs, n_voxels) with at least two repeats"
+        )
     n = len(repeats)
     of_mean = repeats.mean(0, dtype=np.float64).var(0)
     power = (n * of_mean - repeats.var(1, dtype=np.float64).mean(0)) / (n - 1)
@@ -260,7 +295,7 @@ def permutation_test(y, y_hat, block: int = 10, n: int = 1000, seed: int = 0) ->
     Parameters
     ----------
     y, y_hat : arrays of shape (n_trs, n_voxels)
-    block : int
+    trs_per_step : int
         TRs that stay together, so that the null keeps the signal's autocorrelation; a shorter last block moves too.
     n : int
         Permutations; the same for all voxels, so that the spatial structure of the null is kept.
@@ -272,7 +307,9 @@ def permutation_test(y, y_hat, block: int = 10, n: int = 1000, seed: int = 0) ->
     """
     y, y_hat = np.asarray(y, np.float64), np.asarray(y_hat, np.float64)
     if y.shape != y_hat.shape or len(y) < 2 * block:
-        raise ValueError(f"shapes {y.shape} and {y_hat.shape}; expected equal ones with at least two blocks of {block} TRs")
+        raise ValueError(
+            f"shapes {y.shape} and {y_hat.shape}; expected equal ones with at least two blocks of {block} TRs"
+        )
     y, y_hat = ((a - a.mean(0)) / np.maximum(a.std(0), 1e-12) for a in (y, y_hat))
     y, y_hat = y.astype(np.float32), y_hat.astype(np.float32)
     observed = np.einsum("tv,tv->v", y, y_hat)

@@ -14,7 +14,22 @@ from .timing import scan_trs, tr_centres
 
 BLOCK_BYTES = 64_000_000  # of a response file read at a time
 RATE = 16_000  # Hz, of all audio in brainlib
-FILLERS = {"", "sp", "ns", "br", "lg", "ls", "sil", "sentence_start", "sentence_end", "{sl}", "{lg}", "{br}", "{ns}", "{sp}"}
+FILLERS = {
+    "",
+    "sp",
+    "ns",
+    "br",
+    "lg",
+    "ls",
+    "sil",
+    "sentence_start",
+    "sentence_end",
+    "{sl}",
+    "{lg}",
+    "{br}",
+    "{ns}",
+    "{sp}",
+}
 
 
 def check_file(path: Path, what: str, least: int = 1):
@@ -44,7 +59,9 @@ def read_audio(path: Path) -> np.ndarray:
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: no sound in it ({error}); expected wav, flac, ogg or mp3") from error
+        raise ValueError(
+            f"{path}: no sound in it ({error}); expected wav, flac, ogg or mp3"
+        ) from error
     audio = audio.mean(1)
     if rate != RATE:
         from scipy.signal import resample_poly
@@ -70,9 +87,15 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
     for what, position in (("phonemes", 0), ("words", 1)):  # ds003020: phones first, words second
         named = [i for i, n in enumerate(names) if n.startswith(what[:4])]
         if not named and len(names) <= position:
-            raise ValueError(f"{path}: tiers {list(grid.tierNames)}; expected a phone tier and a word tier")
+            raise ValueError(
+                f"{path}: tiers {list(grid.tierNames)}; expected a phone tier and a word tier"
+            )
         entries = grid.getTier(grid.tierNames[named[0] if named else position]).entries
-        kept = [(float(e.start), float(e.end), e.label.strip()) for e in entries if e.label.strip().lower() not in FILLERS]
+        kept = [
+            (float(e.start), float(e.end), e.label.strip())
+            for e in entries
+            if e.label.strip().lower() not in FILLERS
+        ]
         out[what] = pd.DataFrame(kept, columns=["start", "end", "text"])
     return out
 
@@ -86,7 +109,9 @@ def read_hf5(path: Path, key: str, columns=slice(None)) -> np.ndarray:
         if key == "individual_repeats" and key not in file:
             raise ValueError(f"{path}: heard once; repeats exist only for repeated stories")
         if key not in file:
-            raise ValueError(f"{path}: keys {list(file)}; expected {key!r} of shape (n_trs, n_voxels)")
+            raise ValueError(
+                f"{path}: keys {list(file)}; expected {key!r} of shape (n_trs, n_voxels)"
+            )
         stored = file[key]
         width = stored.shape[-1]
         taken = np.arange(width)[columns]
@@ -108,7 +133,9 @@ def _opened(path: Path):
         with h5py.File(path, "r") as file:
             yield file
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); truncated? expected hf5 with 'data': build or fetch it again") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error}); truncated? expected hf5 with 'data': build or fetch it again"
+        ) from error
 
 
 def n_columns(path: Path) -> int:
@@ -124,7 +151,7 @@ def n_repeats(path: Path) -> int:
 
 
 def zscore(data: np.ndarray) -> tuple[int, int, float]:
-    """z-score responses over TRs, in place, each hearing by itself; what has no number or no variance becomes 0.
+    """z-score responses over TRs, in place, each repeat by itself; what has no number or no variance becomes 0.
 
     Returns how many values had no number, how many voxels had none at all, and by how much the typical voxel's mean and
     spread were off 0 and 1.
@@ -136,7 +163,9 @@ def zscore(data: np.ndarray) -> tuple[int, int, float]:
         with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             mean, spread = np.nanmean(one, axis=0), np.nanstd(one, axis=0)
-            far = np.nanmax([far, np.nanmedian(np.abs(mean)), np.nanmedian(np.abs(spread[spread > 0] - 1))])
+            far = np.nanmax(
+                [far, np.nanmedian(np.abs(mean)), np.nanmedian(np.abs(spread[spread > 0] - 1))]
+            )
             spread[spread <= 1e-6 * np.abs(mean)] = np.nan  # a constant, but for rounding
             one -= mean
             one /= spread
@@ -164,8 +193,15 @@ class Story:
 
     rate = RATE
 
-    def __init__(self, name: str, audio_path: Path, grid_path: Path, n_trs: int | None = None, prepare=None):
-        self.name, self.audio_path, self.grid_path, self._n_trs = name, Path(audio_path), Path(grid_path), n_trs
+    def __init__(
+        self, name: str, audio_path: Path, grid_path: Path, n_trs: int | None = None, prepare=None
+    ):
+        self.name, self.audio_path, self.grid_path, self._n_trs = (
+            name,
+            Path(audio_path),
+            Path(grid_path),
+            n_trs,
+        )
         self._prepare = prepare or (lambda what: None)
 
     @cached_property

@@ -17,7 +17,9 @@ from .datasets import MIDDLE, Dataset
 from .runtime import atomic, cache_dir
 
 VERSION = "3.1.0"  # the snapshot of ds003020 that the manifest lists
-BUCKET = "https://s3.amazonaws.com/openneuro.org/ds003020"  # OpenNeuro's public copy, over plain HTTPS
+BUCKET = (
+    "https://s3.amazonaws.com/openneuro.org/ds003020"  # OpenNeuro's public copy, over plain HTTPS
+)
 KINDS = ("stimuli", "textgrids", "responses", "cortex")
 RETRIES, BACKOFF_S = 5, 0.5  # of a file that did not come whole; the wait doubles each time
 SPARE = 500_000_000  # bytes to leave free
@@ -50,13 +52,22 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
     parts = table.path.str.extract(
         rf"^(?:{MIDDLE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
     )
-    names = {"TextGrids": "textgrids", "preprocessed_data": "responses", "freesurfer_subjdir": "cortex", "pycortex-db": "cortex"}
+    names = {
+        "TextGrids": "textgrids",
+        "preprocessed_data": "responses",
+        "freesurfer_subjdir": "cortex",
+        "pycortex-db": "cortex",
+    }
     table["kind"] = parts[0].replace(names)
-    table.loc[table.path.isin([f"{MIDDLE}/respdict.json", f"{MIDDLE}/subject_xfms.json"]), "kind"] = "textgrids"  # they go with them
+    table.loc[
+        table.path.isin([f"{MIDDLE}/respdict.json", f"{MIDDLE}/subject_xfms.json"]), "kind"
+    ] = "textgrids"  # they go with them
     table["subject"] = parts[1].fillna("")
     table["story"] = parts[2].str.rsplit(".", n=1).str[0].where(table.kind != "cortex").fillna("")
     used = r"aparc\.a2009s\.annot|sphere\.reg|surfaces/(?:pia|wm)_[lr]h\.|mask_thick|matrices\.xfm"
-    return table[table.kind.notna() & ((table.kind != "cortex") | table.path.str.contains(used))].reset_index(drop=True)
+    return table[
+        table.kind.notna() & ((table.kind != "cortex") | table.path.str.contains(used))
+    ].reset_index(drop=True)
 
 
 def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
@@ -64,7 +75,9 @@ def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
     table = manifest() if table is None else table
     heard = sorted(table.story[(table.kind == "responses") & (table.subject == subject)])
     if not heard:
-        raise KeyError(f"ds003020 has no subject {subject!r}; it has {sorted(set(table.subject) - {''})}")
+        raise KeyError(
+            f"ds003020 has no subject {subject!r}; it has {sorted(set(table.subject) - {''})}"
+        )
     return heard
 
 
@@ -72,7 +85,9 @@ def _heard_by_all(subjects, table) -> list[str]:
     return sorted(set.intersection(*(set(stories_of(s, table)) for s in subjects)))
 
 
-def split_of(subjects, name: str = "braintuning", table: pd.DataFrame | None = None) -> dict[str, list[str]]:
+def split_of(
+    subjects, name: str = "braintuning", table: pd.DataFrame | None = None
+) -> dict[str, list[str]]:
     """Whole stories that all `subjects` heard, split as a paper did: ``{"train": [...], "val": [...], "test": [...]}``.
 
     "braintuning" is of the 27 stories that nearly all listeners heard, "brainwavlm" of all stories. Who heard no
@@ -87,7 +102,9 @@ def split_of(subjects, name: str = "braintuning", table: pd.DataFrame | None = N
     return {"train": [s for s in rest if s not in val], "val": val, "test": [TEST]}
 
 
-def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=None, table=None, **options) -> Dataset:
+def open_dataset(
+    root=None, subjects=None, split: str = "braintuning", mirror=None, table=None, **options
+) -> Dataset:
     """ds003020 as a `Dataset` whose files are fetched when they are first asked for (or in one go by its `fetch`).
 
     Parameters
@@ -106,14 +123,21 @@ def open_dataset(root=None, subjects=None, split: str = "braintuning", mirror=No
     files = manifest(root if table is None else table)
     subjects = [subjects] if isinstance(subjects, str) else subjects
     everybody = sorted(set(files.subject) - {""})
-    chosen = split_of(subjects or everybody[:1], split, files)  # the first listener heard all stories
+    chosen = split_of(
+        subjects or everybody[:1], split, files
+    )  # the first listener heard all stories
 
     def prepare(subjects, stories, what):
         fetch(subjects, stories, what, root, mirror, table=files, strict=False)
 
     prepare([], sum(chosen.values(), []), ["textgrids"])
     heard = _heard_by_all(subjects or everybody[:1], files)
-    about = {"Name": "lebel2023", "Subjects": list(subjects or everybody), "Stories": heard, "Split": chosen}
+    about = {
+        "Name": "lebel2023",
+        "Subjects": list(subjects or everybody),
+        "Stories": heard,
+        "Split": chosen,
+    }
     return Dataset(root, prepare=prepare, description=about, **options)
 
 
@@ -175,9 +199,13 @@ def fetch(
     root = _root(root)
     chosen = _chosen(subjects, stories, what, manifest(root if table is None else table))
     found = {f.path: _wrong(root / f.path, f, check) for f in chosen.itertuples()}
-    other = [path for path, why in found.items() if why and why != "missing" and "instead" not in why]
+    other = [
+        path for path, why in found.items() if why and why != "missing" and "instead" not in why
+    ]
     if other and not replace:
-        told = f"{root}: {len(other)} files are not those of ds003020 {VERSION}: " + ", ".join(f"{x} ({found[x]})" for x in other[:3])
+        told = f"{root}: {len(other)} files are not those of ds003020 {VERSION}: " + ", ".join(
+            f"{x} ({found[x]})" for x in other[:3]
+        )
         if strict:
             raise ValueError(f"{told}. Move them away, or fetch with replace=True")
         warnings.warn(f"{told}; used as they are", stacklevel=2)
@@ -188,15 +216,23 @@ def fetch(
 
     root.mkdir(parents=True, exist_ok=True)
     lock, parts = FileLock(root / ".fetch.lock"), root / ".partial"
-    source = str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET).rstrip("/").removeprefix("file://")
+    source = (
+        str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET)
+        .rstrip("/")
+        .removeprefix("file://")
+    )
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is fetching into {root}: waiting for it", flush=True)
         held = lock.acquire()
-        found = {f.path: found[f.path] and _wrong(root / f.path, f, check) for f in chosen.itertuples()}
+        found = {
+            f.path: found[f.path] and _wrong(root / f.path, f, check) for f in chosen.itertuples()
+        }
     with held:
-        failed = _place(chosen[[found[path] is not None for path in chosen.path]], parts, root)  # whole when a run was ended
+        failed = _place(
+            chosen[[found[path] is not None for path in chosen.path]], parts, root
+        )  # whole when a run was ended
         todo = chosen[chosen.path.isin(failed)]
         if todo.empty:
             return root
@@ -204,14 +240,22 @@ def fetch(
         need, free = max(int(todo.bytes.sum()) - here, 0), shutil.disk_usage(root).free
         if not quiet:
             size = _gb(todo.bytes.sum()) + (f" ({_gb(here)} of it here)" if here else "")
-            print(f"ds003020: fetching {len(todo)} of {len(chosen)} files, {size}, into {root} ({_gb(free)} free)", flush=True)
+            print(
+                f"ds003020: fetching {len(todo)} of {len(chosen)} files, {size}, into {root} ({_gb(free)} free)",
+                flush=True,
+            )
         if need + SPARE > free:
-            raise OSError(f"{root}: {_gb(free)} free, {_gb(need + SPARE)} needed; free some, ask for less, or give another root")
+            raise OSError(
+                f"{root}: {_gb(free)} free, {_gb(need + SPARE)} needed; free some, ask for less, or give another root"
+            )
         told = (_download if "://" in source else _copy)(source, todo, parts, jobs, quiet)
         failed = _place(todo, parts, root)
     if failed:
         reasons = {
-            p: told[p] if p in told and why == "missing" else "; ".join(filter(None, [told.get(p), why])) for p, why in failed.items()
+            p: told[p]
+            if p in told and why == "missing"
+            else "; ".join(filter(None, [told.get(p), why]))
+            for p, why in failed.items()
         }
         first = "; ".join(f"{path}: {why}" for path, why in list(reasons.items())[:3])
         raise ConnectionError(
@@ -227,7 +271,9 @@ def _place(rows, parts: Path, root: Path) -> dict[str, str]:
     for f in rows.itertuples():
         wrong = _wrong(parts / f.path, f, True)
         if wrong is None:
-            with atomic(root / f.path) as new:  # beside its place: a part of the tree may lie on another disk
+            with atomic(
+                root / f.path
+            ) as new:  # beside its place: a part of the tree may lie on another disk
                 shutil.move(parts / f.path, new)
             continue
         failed[f.path] = wrong
@@ -237,7 +283,13 @@ def _place(rows, parts: Path, root: Path) -> dict[str, str]:
 
 
 def _gb(n) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
+    return (
+        f"{n / 1e9:.2f} GB"
+        if n >= 1e8
+        else f"{n / 1e6:.1f} MB"
+        if n >= 1e5
+        else f"{n / 1e3:.1f} kB"
+    )
 
 
 def _root(root) -> Path:
@@ -246,7 +298,10 @@ def _root(root) -> Path:
 
 def _chosen(subjects, stories, what, table):
     """The rows of the manifest that were asked for."""
-    subjects, unknown = [subjects] if isinstance(subjects, str) else list(subjects), sorted(set(what) - set(KINDS))
+    subjects, unknown = (
+        [subjects] if isinstance(subjects, str) else list(subjects),
+        sorted(set(what) - set(KINDS)),
+    )
     if unknown or isinstance(what, str):
         raise ValueError(f"what={what!r}; expected a list of some of {KINDS}")
     heard = {s: stories_of(s, table) for s in subjects}
@@ -258,8 +313,14 @@ def _chosen(subjects, stories, what, table):
         raise KeyError(f"ds003020 has no story {strange}")
     for subject in subjects if "responses" in what else ():
         if set(stories) - set(heard[subject]):
-            raise ValueError(f"{subject} did not hear {sorted(set(stories) - set(heard[subject]))}; `stories_of` lists what they heard")
-    return table[table.kind.isin(set(what)) & table.subject.isin([*subjects, ""]) & table.story.isin([*stories, ""])]
+            raise ValueError(
+                f"{subject} did not hear {sorted(set(stories) - set(heard[subject]))}; `stories_of` lists what they heard"
+            )
+    return table[
+        table.kind.isin(set(what))
+        & table.subject.isin([*subjects, ""])
+        & table.story.isin([*stories, ""])
+    ]
 
 
 def _wrong(path: Path, row, md5: bool) -> str | None:
@@ -292,7 +353,14 @@ def _download(base, todo, parts, jobs, quiet) -> dict[str, str]:
             "openneuro-py fetches the recordings: URLLIB3_NO_OVERRIDE=1 pip install --no-binary urllib3-future 'openneuro-py>=2026.9.1,<2026.10'"
         ) from error
     files = [
-        DatasetFile(filename=f.path, urls=[f"{base}/{quote(f.path)}"], size=f.bytes, id=f.path, checksum=f.md5, checksum_algorithm="md5")
+        DatasetFile(
+            filename=f.path,
+            urls=[f"{base}/{quote(f.path)}"],
+            size=f.bytes,
+            id=f.path,
+            checksum=f.md5,
+            checksum_algorithm="md5",
+        )
         for f in todo.itertuples()
     ]
     logger = logging.getLogger("openneuro")
@@ -303,10 +371,19 @@ def _download(base, todo, parts, jobs, quiet) -> dict[str, str]:
         # the step of `openneuro.download` after it has asked OpenNeuro for a list of files: ours is the manifest
         failures = _download._run_coroutine_blocking(
             _download._download_files(
-                target_dir=parts, files=files, verify_hash=True, verify_size=True, max_retries=RETRIES, retry_backoff=BACKOFF_S,
-                max_concurrent_downloads=jobs, query_str="", stats=_download._DownloadStats(), dataset_id="ds003020", debug_hint="",
+                target_dir=parts,
+                files=files,
+                verify_hash=True,
+                verify_size=True,
+                max_retries=RETRIES,
+                retry_backoff=BACKOFF_S,
+                max_concurrent_downloads=jobs,
+                query_str="",
+                stats=_download._DownloadStats(),
+                dataset_id="ds003020",
+                debug_hint="",
             )
-        )  # fmt: skip
+        )
     finally:
         _console.console.quiet = before
         logger.setLevel(level)

@@ -58,12 +58,29 @@ PHONES = [
 
 # Articulatory features of the 39 ARPABET phones (International Phonetic Association 1999).
 ARTICULATION = {
-    "bilabial": "B M P", "labiodental": "F V", "dental": "DH TH", "alveolar": "D L N S T Z R", "postalveolar": "CH JH SH ZH",
-    "velar": "G K NG W", "glottal": "HH", "palatal": "Y", "stop": "B D G K P T", "nasal": "M N NG", "fricative": "DH F HH S SH TH V Z ZH",
-    "affricate": "CH JH", "approximant": "R W Y", "lateral": "L", "voiced": "B D DH G JH L M N NG R V W Y Z ZH",
-    "high": "IH IY UH UW", "mid": "EH ER EY OW AH OY", "low": "AA AE AO AW AY", "front": "AE EH EY IH IY", "central": "AH ER",
-    "back": "AA AO OW UH UW OY", "rounded": "AO OW OY UH UW W",
-}  # fmt: skip
+    "bilabial": "B M P",
+    "labiodental": "F V",
+    "dental": "DH TH",
+    "alveolar": "D L N S T Z R",
+    "postalveolar": "CH JH SH ZH",
+    "velar": "G K NG W",
+    "glottal": "HH",
+    "palatal": "Y",
+    "stop": "B D G K P T",
+    "nasal": "M N NG",
+    "fricative": "DH F HH S SH TH V Z ZH",
+    "affricate": "CH JH",
+    "approximant": "R W Y",
+    "lateral": "L",
+    "voiced": "B D DH G JH L M N NG R V W Y Z ZH",
+    "high": "IH IY UH UW",
+    "mid": "EH ER EY OW AH OY",
+    "low": "AA AE AO AW AY",
+    "front": "AE EH EY IH IY",
+    "central": "AH ER",
+    "back": "AA AO OW UH UW OY",
+    "rounded": "AO OW OY UH UW W",
+}
 
 
 def mel(story):
@@ -110,9 +127,9 @@ def phoneme_names(story) -> list[str]:
 
 def phonemes(story):
     """One column for each of the 39 phones, a one at the middle of each phoneme; an unknown symbol is a row of zeros."""
-    return np.array([[float(p == q) for q in PHONES] for p in phoneme_names(story)], np.float32).reshape(-1, len(PHONES)), middles(
-        story.phonemes
-    )
+    return np.array(
+        [[float(p == q) for q in PHONES] for p in phoneme_names(story)], np.float32
+    ).reshape(-1, len(PHONES)), middles(story.phonemes)
 
 
 def articulation(story):
@@ -157,8 +174,9 @@ def middles(table) -> np.ndarray:
 
 
 FEATURES = {
-    f.__name__: f for f in (wordrate, phonemerate, powspec, mel, phonemes, articulation, diphones, triphones)
-}  # fmt: skip
+    f.__name__: f
+    for f in (wordrate, phonemerate, powspec, mel, phonemes, articulation, diphones, triphones)
+}
 
 
 def feature_space(story, name: str, causal: bool = False) -> np.ndarray:
@@ -186,4 +204,6 @@ def feature_space(story, name: str, causal: bool = False) -> np.ndarray:
     if name not in FEATURES:
         raise KeyError(f"no feature {name!r}; found {sorted(FEATURES)}")
     values, times = FEATURES[name](story)
-    return downsample(values.astype(np.float64), times, story.tr_times, causal=causal).astype(np.float32)
+    return downsample(values.astype(np.float64), times, story.tr_times, causal=causal).astype(
+        np.float32
+    )

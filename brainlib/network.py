@@ -23,31 +23,50 @@ class StoryFeatures:
     def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, fronts: Fronts):
         self.encoder, self.recipe, self.fronts = encoder, recipe, fronts
         self.name, self.audio = story.name, torch.from_numpy(story.audio)
-        self.layer = recipe.layer % encoder.layers if -encoder.layers <= recipe.layer < encoder.layers else None
+        self.layer = (
+            recipe.layer % encoder.layers
+            if -encoder.layers <= recipe.layer < encoder.layers
+            else None
+        )
         if self.layer is None:
-            raise ValueError(f"recipe {recipe.name!r} taps layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}")
-        frames = recipe.vector == "frames"
-        jobs, times, per = encoder.plan(len(story.audio), recipe.window, recipe.hop, not frames, 0.1 if frames else None)
+            raise ValueError(
+                f"recipe {recipe.name!r} taps layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}"
+            )
+        frames = recipe.pooling == "frames"
+        jobs, times, per = encoder.plan(
+            len(story.audio), recipe.window, recipe.hop, not frames, 0.1 if frames else None
+        )
         self.clips = []  # (its first frame's number, first sample, samples, frames to keep: from, to, frames a row)
         for length, spans in jobs.items():
             n = (length - encoder.overhang) // encoder.stride
             for start, first, last, row in spans:
-                keep = {"frames": (first, last, per), "first": (0, 1, 1), "last": (n - 1, n, 1), "mean": (0, n, n)}[recipe.vector]
+                keep = {
+                    "frames": (first, last, per),
+                    "first": (0, 1, 1),
+                    "last": (n - 1, n, 1),
+                    "mean": (0, n, n),
+                }[recipe.pooling]
                 self.clips.append((row if frames else row * keep[2], start, length, *keep))
         self.clips.sort()
-        if recipe.to_trs == "lanczos":
+        if recipe.resampling == "lanczos":
             self.weights = lanczos_matrix(times, story.tr_times).astype(np.float32)
         else:
             ends = story.tr_times + np.diff(story.tr_times).mean() / 2
             nearest = np.abs(times[None] - ends[:, None]).argmin(1)
             n = len(nearest)
-            self.weights = sparse.csr_matrix((np.ones(n, np.float32), (np.arange(n), nearest)), shape=(n, len(times)))
+            self.weights = sparse.csr_matrix(
+                (np.ones(n, np.float32), (np.arange(n), nearest)), shape=(n, len(times))
+            )
 
     def __call__(self, a: int, b: int):
         weights = self.weights[a:b]
         needed = np.unique(weights.indices)
         first, last = needed[0], needed[-1] + 1
-        wanted = [c for c in self.clips if c[0] // c[5] < last and (c[0] + c[4] - c[3] - 1) // c[5] >= first]
+        wanted = [
+            c
+            for c in self.clips
+            if c[0] // c[5] < last and (c[0] + c[4] - c[3] - 1) // c[5] >= first
+        ]
         rows = torch.zeros(last - first, self.encoder.width, device=self.encoder.device)
         for length in sorted({c[2] for c in wanted}):
             group = [c for c in wanted if c[2] == length]
@@ -62,7 +81,9 @@ class StoryFeatures:
                     index = torch.from_numpy(place[inside]).to(rows.device)
                     rows = rows.index_add(0, index, states[begin:end][inside].float() / per)
         dense = torch.from_numpy(weights[:, first:last].toarray()).to(rows.device)
-        with torch.autocast(rows.device.type, enabled=False):  # times and responses stay in full precision
+        with torch.autocast(
+            rows.device.type, enabled=False
+        ):  # times and responses stay in full precision
             return dense @ rows
 
 
@@ -75,7 +96,9 @@ class ReadOut(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         if recipe.readout == "lowrank":
-            self.map = nn.Sequential(nn.Linear(wide, recipe.bottleneck), nn.Linear(recipe.bottleneck, n_voxels))
+            self.map = nn.Sequential(
+                nn.Linear(wide, recipe.bottleneck), nn.Linear(recipe.bottleneck, n_voxels)
+            )
             for part in self.map:
                 nn.init.xavier_uniform_(part.weight)
         else:
@@ -88,10 +111,16 @@ class ReadOut(nn.Module):
     @torch.no_grad()
     def take(self, ridge: RidgeEncoder, weights: bool):
         """Scaling, and with `weights` the map (its best low-rank form), from a fitted ridge."""
-        self.mean.copy_(torch.from_numpy(ridge.mean_)), self.scale.copy_(torch.from_numpy(ridge.scale_))
+        (
+            self.mean.copy_(torch.from_numpy(ridge.mean_)),
+            self.scale.copy_(torch.from_numpy(ridge.scale_)),
+        )
         if not weights:
             return
-        coef, bias = torch.from_numpy(np.ascontiguousarray(ridge.coef_.T)), torch.from_numpy(ridge.y_mean_)
+        coef, bias = (
+            torch.from_numpy(np.ascontiguousarray(ridge.coef_.T)),
+            torch.from_numpy(ridge.y_mean_),
+        )
         if isinstance(self.map, nn.Linear):
             self.map.weight.copy_(coef), self.map.bias.copy_(bias)
         else:
@@ -117,22 +146,38 @@ class TuningNet(nn.Module):
             items,
         )
         widths = {subject: y.shape[1] for (subject, _), y in targets.items()}
-        self.readouts = nn.ModuleDict({s: ReadOut(encoder.width, n, recipe) for s, n in widths.items()})
+        self.readouts = nn.ModuleDict(
+            {s: ReadOut(encoder.width, n, recipe) for s, n in widths.items()}
+        )
         k = recipe.cross_fit if recipe.readout == "ridge" else 0
         train = list(dict.fromkeys(story for _, story, _, _ in items))
         self.fold = {story: i % k for i, story in enumerate(train)} if k else {}
-        self.folds = nn.ModuleDict({f"{s} {i}": ReadOut(encoder.width, n, recipe) for s, n in widths.items() for i in range(k)})
-        self.loss = {"spatial": recipes.spatial_loss, "temporal": recipes.temporal_loss, "mse": recipes.mse_loss}[recipe.loss]
+        self.folds = nn.ModuleDict(
+            {
+                f"{s} {i}": ReadOut(encoder.width, n, recipe)
+                for s, n in widths.items()
+                for i in range(k)
+            }
+        )
+        self.loss = {
+            "spatial": recipes.spatial_loss,
+            "temporal": recipes.temporal_loss,
+            "mse": recipes.mse_loss,
+        }[recipe.loss]
 
     def forward(self, item):
         subject, story, a, b = self.items[int(item)]
         skip = min(a, max(self.recipe.delays))
         x = self.stories[story](a - skip, b)
         target = self.targets[subject, story][a:b].to(x)
-        readout = self.folds[f"{subject} {self.fold[story]}"] if self.fold else self.readouts[subject]
+        readout = (
+            self.folds[f"{subject} {self.fold[story]}"] if self.fold else self.readouts[subject]
+        )
         loss = self.loss(readout(x, skip), target)
         if self.recipe.l2:
-            loss = loss + self.recipe.l2 * sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+            loss = loss + self.recipe.l2 * sum(
+                p.square().sum() for p in self.parameters() if p.requires_grad
+            )
         return {"loss": loss}
 
     def train(self, mode=True):

@@ -6,8 +6,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 
-VECTORS, TO_TRS = ("frames", "first", "last", "mean"), ("lanczos", "clip")
-ADAPTERS, READOUTS, LOSSES = ("lora", "full", "none"), ("linear", "lowrank", "ridge"), ("spatial", "temporal", "mse")
+POOLINGS, RESAMPLINGS = ("frames", "first", "last", "mean"), ("lanczos", "clip")
+ADAPTERS, READOUTS, LOSSES = (
+    ("lora", "full", "none"),
+    ("linear", "lowrank", "ridge"),
+    ("spatial", "temporal", "mse"),
+)
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,10 @@ class Recipe:
     name : str
     window, hop : float
         Seconds of sound a clip holds, and between the ends of two clips.
-    vector : {"frames", "first", "last", "mean"}
+    pooling : {"frames", "first", "last", "mean"}
         What a clip gives: the frames of its last `hop` seconds in bins of 0.1 s, or one vector: its first or last
         frame, or the mean of all.
-    to_trs : {"lanczos", "clip"}
+    resampling : {"lanczos", "clip"}
         Resample the vectors to TRs, or take for each TR the clip that ends where the TR ends.
     layer : int
         Hidden state to tap; negative counts from the last.
@@ -56,7 +60,7 @@ class Recipe:
         Gradients are scaled down to this norm; 0 leaves them.
     patience : int
         Epochs without a better validation score before it stops; 0 never stops early. The best epoch is kept.
-    block : int
+    trs_per_step : int
         TRs a gradient step. What the backward pass needs stays in memory: half a GB a clip of 10 s for a base-sized model.
     voxels : str
         "all", a name in ``ds.rois``, or "ceiling > 0.4" (and the like).
@@ -68,8 +72,8 @@ class Recipe:
     name: str
     window: float
     hop: float
-    vector: str = "frames"
-    to_trs: str = "lanczos"
+    pooling: str = "frames"
+    resampling: str = "lanczos"
     layer: int = -1
     delays: tuple = (1, 2, 3, 4)
     adapter: str = "lora"
@@ -91,7 +95,7 @@ class Recipe:
     warmup: float = 0.0
     clip_norm: float = 1.0
     patience: int = 0
-    block: int = 50
+    trs_per_step: int = 50
     voxels: str = "all"
     backbone_dropout: bool = False
     seed: int = 0
@@ -99,17 +103,39 @@ class Recipe:
     def __post_init__(self):
         for field in fields(self):  # JSON has no tuples; 6 and 6.0 are one recipe
             value = getattr(self, field.name)
-            object.__setattr__(self, field.name, float(value) if field.type == "float" else _frozen(value))
-        for name, known in (("vector", VECTORS), ("to_trs", TO_TRS), ("adapter", ADAPTERS), ("readout", READOUTS), ("loss", LOSSES),
-                            ("schedule", ("constant", "linear"))):  # fmt: skip
+            object.__setattr__(
+                self, field.name, float(value) if field.type == "float" else _frozen(value)
+            )
+        for name, known in (
+            ("pooling", POOLINGS),
+            ("resampling", RESAMPLINGS),
+            ("adapter", ADAPTERS),
+            ("readout", READOUTS),
+            ("loss", LOSSES),
+            ("schedule", ("constant", "linear")),
+        ):
             if getattr(self, name) not in known:
-                raise ValueError(f"recipe {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {known}")
-        if not self.stages or any(what not in ("readout", "all") or n < 1 for what, n in self.stages):
-            raise ValueError(f"recipe {self.name!r}: stages {self.stages}; expected pairs of 'readout' or 'all' and a number of epochs")
+                raise ValueError(
+                    f"recipe {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {known}"
+                )
+        if not self.stages or any(
+            what not in ("readout", "all") or n < 1 for what, n in self.stages
+        ):
+            raise ValueError(
+                f"recipe {self.name!r}: stages {self.stages}; expected pairs of 'readout' or 'all' and a number of epochs"
+            )
         if self.cross_fit == 1 or self.cross_fit < 0:
-            raise ValueError(f"recipe {self.name!r}: cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds")
-        if not 0 < self.hop <= self.window or self.block < 2 or (self.to_trs == "clip" and self.vector == "frames"):
-            raise ValueError(f"recipe {self.name!r}: expected 0 < hop <= window, block >= 2, and one vector a clip where to_trs is 'clip'")
+            raise ValueError(
+                f"recipe {self.name!r}: cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds"
+            )
+        if (
+            not 0 < self.hop <= self.window
+            or self.trs_per_step < 2
+            or (self.resampling == "clip" and self.pooling == "frames")
+        ):
+            raise ValueError(
+                f"recipe {self.name!r}: expected 0 < hop <= window, trs_per_step >= 2, and one vector a clip where resampling is 'clip'"
+            )
 
     @property
     def epochs(self) -> int:
@@ -137,7 +163,9 @@ class Recipe:
         given = json.loads(text)
         unknown = sorted(set(given) - {f.name for f in fields(cls)})
         if unknown or not {"name", "window", "hop"} <= set(given):
-            raise ValueError(f"not a recipe of this version: unknown {unknown}; 'name', 'window' and 'hop' are needed")
+            raise ValueError(
+                f"not a recipe of this version: unknown {unknown}; 'name', 'window' and 'hop' are needed"
+            )
         return cls(**given)
 
     def hash(self) -> str:
@@ -153,46 +181,91 @@ def _frozen(value):
 _BRAINWAVLM = Recipe(  # Vattikonda et al. 2025; "code": fine-tuning scripts that a co-author published with later work
     name="brainwavlm",
     window=2.0,  # the paper's, as the later work reports it (which took 4 s)
-    hop=0.25, vector="first",  # code
-    to_trs="lanczos", delays=(1, 2, 3, 4),  # code; inside the graph
+    hop=0.25,
+    pooling="first",  # code
+    resampling="lanczos",
+    delays=(1, 2, 3, 4),  # code; inside the graph
     layer=9,  # code, and the later work
-    adapter="lora", targets=("q_proj", "k_proj", "v_proj"),  # paper
-    rank=4, alpha=4.0, dropout=0.1,  # code
-    readout="lowrank", bottleneck=100,  # low rank: paper; size: code
+    adapter="lora",
+    targets=("q_proj", "k_proj", "v_proj"),  # paper
+    rank=4,
+    alpha=4.0,
+    dropout=0.1,  # code
+    readout="lowrank",
+    bottleneck=100,  # low rank: paper; size: code
     loss="spatial",  # paper
-    lr=1e-4, lr_readout=1e-4, schedule="constant",  # code
-    clip_norm=0.0, block=10, stages=(("all", 20),),  # code
+    lr=1e-4,
+    lr_readout=1e-4,
+    schedule="constant",  # code
+    clip_norm=0.0,
+    trs_per_step=10,
+    stages=(("all", 20),),  # code
     patience=0,  # the epoch is chosen on validation stories afterwards, as here
     voxels="all",  # paper
-)  # fmt: skip
+)
 
 _BRAINTUNING = Recipe(  # Moussa, Klakow and Toneva 2025; "code": the authors' release
     name="braintuning",
-    window=10.0, hop=2.0, vector="mean", to_trs="clip", delays=(0,),  # code: ten seconds of sound a TR, mean of all frames
+    window=10.0,
+    hop=2.0,
+    pooling="mean",
+    resampling="clip",
+    delays=(0,),  # code: ten seconds of sound a TR, mean of all frames
     layer=-1,  # code
     adapter="full",  # paper
-    readout="linear", loss="mse",  # paper
-    lr=5e-5, lr_readout=1e-4, schedule="linear", warmup=0.1,  # paper; the code warms up over five epochs, and differs for the read-out
-    clip_norm=0.0, block=128, stages=(("all", 30),),  # code
+    readout="linear",
+    loss="mse",  # paper
+    lr=5e-5,
+    lr_readout=1e-4,
+    schedule="linear",
+    warmup=0.1,  # paper; the code warms up over five epochs, and differs for the read-out
+    clip_norm=0.0,
+    trs_per_step=128,
+    stages=(("all", 30),),  # code
     patience=3,  # paper: until the validation loss saturates; how many epochs: chosen here
     voxels="ceiling > 0.4",  # paper and code
-)  # fmt: skip
+)
 
 _REFINE = Recipe(  # Li et al. 2024; no code is public
     name="refine",
-    window=9.0, hop=2.0, vector="mean", to_trs="clip", delays=(0,),  # paper: about 9 s of history; the hop is the TR of ds003020
-    layer=-1, adapter="full", readout="linear",  # chosen here
-    loss="mse", l2=1e-6,  # form: paper; weight: chosen here
+    window=9.0,
+    hop=2.0,
+    pooling="mean",
+    resampling="clip",
+    delays=(0,),  # paper: about 9 s of history; the hop is the TR of ds003020
+    layer=-1,
+    adapter="full",
+    readout="linear",  # chosen here
+    loss="mse",
+    l2=1e-6,  # form: paper; weight: chosen here
     stages=(("readout", 5), ("all", 10)),  # two stages: paper; epochs: chosen here
-    lr=1e-5, lr_readout=1e-3, schedule="linear", warmup=0.1, clip_norm=1.0, block=128, patience=3, voxels="all",  # chosen here
-)  # fmt: skip
+    lr=1e-5,
+    lr_readout=1e-3,
+    schedule="linear",
+    warmup=0.1,
+    clip_norm=1.0,
+    trs_per_step=128,
+    patience=3,
+    voxels="all",  # chosen here
+)
 
 # The same ideas at the size of the embedded data: cheap clips, the last layer, a read-out that begins at ridge. All values are
 # chosen here, on the validation stories of one simulated listener; the search is written down in benchmarks/README.md.
 _QUICK = {
-    "window": 10.0, "hop": 8.0, "vector": "frames", "to_trs": "lanczos", "delays": (1, 2, 3, 4), "layer": -1, "block": 50,
-    "voxels": "ceiling > 0.2", "clip_norm": 1.0, "patience": 0, "warm_start": True, "stages": (("all", 3),), "lr_readout": 1e-4,
-}  # fmt: skip
+    "window": 10.0,
+    "hop": 8.0,
+    "pooling": "frames",
+    "resampling": "lanczos",
+    "delays": (1, 2, 3, 4),
+    "layer": -1,
+    "trs_per_step": 50,
+    "voxels": "ceiling > 0.2",
+    "clip_norm": 1.0,
+    "patience": 0,
+    "warm_start": True,
+    "stages": (("all", 3),),
+    "lr_readout": 1e-4,
+}
 _LORA = {"rank": 8, "alpha": 16.0, "lr": 2e-3}
 _PINNED = _BRAINWAVLM.with_(**_QUICK, **_LORA, dropout=0.0, readout="ridge", loss="mse")
 RECIPES = {
@@ -203,7 +276,9 @@ RECIPES = {
         _REFINE,
         _BRAINWAVLM.with_(name="brainwavlm-quick", **_QUICK, **_LORA),
         _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=2e-4),
-        _REFINE.with_(name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=2e-4),
+        _REFINE.with_(
+            name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=2e-4
+        ),
         # the read-out pinned to ridge (after Antonello's model whisper-large-v3-braintuned), and pinned but cross-fitted (new here)
         _PINNED.with_(name="pinned-quick"),
         _PINNED.with_(name="crossfit-quick", cross_fit=3),
@@ -235,6 +310,10 @@ def mse_loss(prediction, target):
 def _correlation(a, b, dim):
     a_, b_ = (x - x.mean(dim, keepdim=True) for x in (a, b))
     spread = [x.square().sum(dim) for x in (a_, b_)]
-    there = (spread[0] > 1e-12 * a.square().sum(dim)) & (spread[1] > 1e-12 * b.square().sum(dim))  # else constant but for rounding
-    power = (spread[0] * spread[1]).where(there, spread[0].new_ones(()))  # the root of nothing has no gradient
+    there = (spread[0] > 1e-12 * a.square().sum(dim)) & (
+        spread[1] > 1e-12 * b.square().sum(dim)
+    )  # else constant but for rounding
+    power = (spread[0] * spread[1]).where(
+        there, spread[0].new_ones(())
+    )  # the root of nothing has no gradient
     return ((a_ * b_).sum(dim) / power.sqrt()).where(there, power.new_zeros(()))

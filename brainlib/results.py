@@ -45,10 +45,19 @@ def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
         except PackageNotFoundError:
             continue
     made = {
-        "brainlib": __version__, "code": _commit(), "machine": f"{platform.machine()} {platform.system()}",
-        "python": platform.python_version(), "packages": packages, "when": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    entry = {"numbers": _plain(numbers), "dataset": _data(dataset), "about": _plain(about), "provenance": made}
+        "brainlib": __version__,
+        "code": _commit(),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "python": platform.python_version(),
+        "packages": packages,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    entry = {
+        "numbers": _plain(numbers),
+        "dataset": _data(dataset),
+        "about": _plain(about),
+        "provenance": made,
+    }
     with atomic(path) as part:
         part.write_text(json.dumps(entry, indent=1, allow_nan=False))
     return entry
@@ -71,7 +80,9 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path}: not JSON ({error}); remove it or run again") from error
         if missing:
-            raise ValueError(f"{path}: without {sorted(missing)}; expected a file that results.record wrote")
+            raise ValueError(
+                f"{path}: without {sorted(missing)}; expected a file that results.record wrote"
+            )
         rows.append({"file": str(path), **pd.json_normalize(entry).iloc[0].to_dict()})
     return pd.DataFrame(rows)
 
@@ -79,15 +90,24 @@ def load_results(folder: str | Path) -> pd.DataFrame:
 def fits(path: str | Path, dataset=None, **about) -> bool:
     """Whether a kept result is still of this data set and of these settings: a number whose recipe or data have changed is none."""
     kept = load_results(path).iloc[0]
-    wanted = {f"dataset.{k}": v for k, v in _data(dataset).items()} | {f"about.{k}": v for k, v in _plain(about).items()}
-    return all(k in kept and kept[k] == v or (v is None and pd.isna(kept.get(k))) for k, v in wanted.items())
+    wanted = {f"dataset.{k}": v for k, v in _data(dataset).items()} | {
+        f"about.{k}": v for k, v in _plain(about).items()
+    }
+    return all(
+        k in kept and kept[k] == v or (v is None and pd.isna(kept.get(k)))
+        for k, v in wanted.items()
+    )
 
 
 def _data(dataset) -> dict:
     """Name, simulated or not, and what else tells this version of the data from another."""
     if dataset is None:
         return {}
-    more = {k: dataset.description[k] for k in ("NoiseLevel", "SimulationVersion") if k in dataset.description}
+    more = {
+        k: dataset.description[k]
+        for k in ("NoiseLevel", "SimulationVersion")
+        if k in dataset.description
+    }
     return {"name": dataset.name, "simulated": dataset.simulated, **more}
 
 
@@ -111,7 +131,11 @@ def _commit() -> str:
     try:
         here = Path(__file__).parent
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

@@ -36,9 +36,13 @@ def pick_device(prefer: str | None = None) -> str:
     """
     import torch
 
-    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    there = (
+        ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    )
     if prefer not in (None, "auto") and prefer.split(":")[0] not in there:
-        raise ValueError(f"device {prefer!r} is not on this machine; found {there}: choose one or leave it out")
+        raise ValueError(
+            f"device {prefer!r} is not on this machine; found {there}: choose one or leave it out"
+        )
     return there[0] if prefer in (None, "auto") else prefer
 
 
@@ -67,7 +71,9 @@ def atomic(path: str | Path):
         yield holder / path.name
         new = holder / path.name
         old = holder / "old"
-        if path.is_dir() and new.is_dir():  # a folder cannot replace a full one in a single step: move the old aside
+        if (
+            path.is_dir() and new.is_dir()
+        ):  # a folder cannot replace a full one in a single step: move the old aside
             path.rename(old)
         try:
             new.replace(path)
@@ -117,7 +123,15 @@ def peak_memory_mb() -> float:
 # ------------------------------------------------------------------ notebooks
 HOSTNAME = Path("/var/colab/hostname")  # of a hosted Colab machine; its plain Docker image lacks it
 DRIVE = Path("/content/drive")
-CPU_SIZED = {"speech_model": "wavlm-pico", "window": 10.0, "hop": 8.0, "layer": -100, "epochs": 3, "n_stories": 8, "every": 4}
+CPU_SIZED = {
+    "speech_model": "wavlm-pico",
+    "window": 10.0,
+    "hop": 8.0,
+    "layer": -100,
+    "epochs": 3,
+    "n_stories": 8,
+    "every": 4,
+}
 
 
 def on_colab() -> bool:
@@ -152,7 +166,9 @@ def set_up(parameters: dict) -> dict:
     gpu = torch.cuda.is_available()
     if gpu:
         free, total = torch.cuda.mem_get_info()
-        print(f"GPU: {torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free")
+        print(
+            f"GPU: {torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free"
+        )
     else:
         print("no GPU")
     print(f"{os.cpu_count()} CPU cores, {_memory_gb():.1f} GB of memory")
@@ -161,7 +177,9 @@ def set_up(parameters: dict) -> dict:
         if large:
             print(f"{parameters['speech_model']} without a GPU: expect hours")
         return {}
-    if "HF_TOKEN" not in os.environ:  # public models need none, and looking for one in Colab's secrets can hang
+    if (
+        "HF_TOKEN" not in os.environ
+    ):  # public models need none, and looking for one in Colab's secrets can hang
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     if parameters.get("drive"):
         try:
@@ -170,9 +188,13 @@ def set_up(parameters: dict) -> dict:
             drive.mount(str(DRIVE))
             os.environ["BRAINLIB_DRIVE"] = str(DRIVE / "MyDrive" / "brainlib")
         except Exception as error:  # refused, timed out, forbidden by an administrator: nothing that should end the notebook
-            print(f"no Drive ({type(error).__name__}: {error}); results stay on this machine, which forgets them")
+            print(
+                f"no Drive ({type(error).__name__}: {error}); results stay on this machine, which forgets them"
+            )
     if not large:
         return {}
     changed = {k: v for k, v in CPU_SIZED.items() if k in parameters and parameters[k] != v}
-    print(f"without a GPU this would take hours, so: {changed} (Runtime > Change runtime type gives a GPU)")
+    print(
+        f"without a GPU this would take hours, so: {changed} (Runtime > Change runtime type gives a GPU)"
+    )
     return changed

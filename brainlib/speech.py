@@ -19,8 +19,20 @@ EMBEDDED = ("wavlm-pico",)
 FAMILIES = ("wavlm", "wav2vec2", "hubert", "whisper")
 RATE = 16_000
 SHAPING = (  # what a configuration says beyond the shapes of the weights; other keys come and go with transformers' versions
-    "model_type", "num_attention_heads", "hidden_act", "activation_function", "layer_norm_eps", "feat_extract_norm", "feat_extract_activation",
-    "conv_stride", "num_conv_pos_embedding_groups", "do_stable_layer_norm", "num_buckets", "max_bucket_distance", "scale_embedding")  # fmt: skip
+    "model_type",
+    "num_attention_heads",
+    "hidden_act",
+    "activation_function",
+    "layer_norm_eps",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "conv_stride",
+    "num_conv_pos_embedding_groups",
+    "do_stable_layer_norm",
+    "num_buckets",
+    "max_bucket_distance",
+    "scale_embedding",
+)
 DEFAULT_WINDOW, DEFAULT_HOP = 8.0, 4.0  # seconds
 
 
@@ -33,24 +45,45 @@ class SpeechEncoder:
 
     def __init__(self, model, name: str, extractor, device: str):
         fuse_attention(model)
-        self.model, self.name, self.extractor, self.device = model.to(device).eval(), name, extractor, device
+        self.model, self.name, self.extractor, self.device = (
+            model.to(device).eval(),
+            name,
+            extractor,
+            device,
+        )
         config = model.config
         self.whisper = config.model_type == "whisper"
         self.layers, self.width = config.num_hidden_layers + 1, config.hidden_size
         if self.whisper:  # mel frames of 25 ms every 10 ms, two convolutions of three frames, the second of stride two
-            self.stride, self.field, self.overhang, self.longest = 320, 1040, 0, 320 * config.max_source_positions
+            self.stride, self.field, self.overhang, self.longest = (
+                320,
+                1040,
+                0,
+                320 * config.max_source_positions,
+            )
             wanted = inspect.signature(model.layers[0].forward).parameters
-            self._more = {"layer_head_mask": None} if "layer_head_mask" in wanted else {}  # transformers before 5
+            self._more = (
+                {"layer_head_mask": None} if "layer_head_mask" in wanted else {}
+            )  # transformers before 5
         else:
             self.field, self.stride, self.longest, self._more = 1, 1, None, {}
             for kernel, stride in zip(config.conv_kernel, config.conv_stride):
-                self.field, self.stride = self.field + (kernel - 1) * self.stride, self.stride * stride
-            self.overhang = self.field - self.stride  # samples that the last frame needs beyond its stride
+                self.field, self.stride = (
+                    self.field + (kernel - 1) * self.stride,
+                    self.stride * stride,
+                )
+            self.overhang = (
+                self.field - self.stride
+            )  # samples that the last frame needs beyond its stride
         self.frame_rate = RATE / self.stride
 
     @classmethod
     def from_pretrained(
-        cls, name: str = "wavlm-pico", device: str | None = None, random_weights: bool = False, seed: int = 0
+        cls,
+        name: str = "wavlm-pico",
+        device: str | None = None,
+        random_weights: bool = False,
+        seed: int = 0,
     ) -> SpeechEncoder:
         """Load a model.
 
@@ -76,13 +109,21 @@ class SpeechEncoder:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         logging.disable_progress_bar()
-        source = ASSETS / name if name in EMBEDDED else Path(name).expanduser() if Path(name).expanduser().is_dir() else name
+        source = (
+            ASSETS / name
+            if name in EMBEDDED
+            else Path(name).expanduser()
+            if Path(name).expanduser().is_dir()
+            else name
+        )
         loudness, missing = logging.get_verbosity(), []
         logging.set_verbosity_error()  # what is missing is told below, in one line
         try:
             config = AutoConfig.from_pretrained(source)
             if config.model_type not in FAMILIES:
-                raise ValueError(f"{name}: a {config.model_type!r} model; expected one of {FAMILIES}")
+                raise ValueError(
+                    f"{name}: a {config.model_type!r} model; expected one of {FAMILIES}"
+                )
             config.apply_spec_augment = False
             kind = WhisperEncoder if config.architectures == ["WhisperEncoder"] else AutoModel
             if random_weights:
@@ -90,22 +131,44 @@ class SpeechEncoder:
                     torch.manual_seed(seed)
                     model = kind.from_config(config) if kind is AutoModel else kind(config)
             else:
-                model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
-                missing = [k for k in report["missing_keys"] if not k.startswith(("decoder.", "masked_spec_embed"))]
+                model, report = kind.from_pretrained(
+                    source, config=config, dtype=torch.float32, output_loading_info=True
+                )
+                missing = [
+                    k
+                    for k in report["missing_keys"]
+                    if not k.startswith(("decoder.", "masked_spec_embed"))
+                ]
             extractor = _extractor(source, config)
         except OSError as error:
-            raise OSError(f"{name}: no model there ({str(error).splitlines()[0]}); offline, give a folder or one of {EMBEDDED}") from error
+            raise OSError(
+                f"{name}: no model there ({str(error).splitlines()[0]}); offline, give a folder or one of {EMBEDDED}"
+            ) from error
         finally:
             logging.set_verbosity(loudness)
         if missing:
-            raise ValueError(f"{name}: the checkpoint lacks {len(missing)} of the encoder's weights ({missing[0]}, ...)")
+            raise ValueError(
+                f"{name}: the checkpoint lacks {len(missing)} of the encoder's weights ({missing[0]}, ...)"
+            )
         model = getattr(model, "encoder", model) if config.model_type == "whisper" else model
-        return cls(model.float(), name + (f"-random{seed}" if random_weights else ""), extractor, pick_device(device))
+        return cls(
+            model.float(),
+            name + (f"-random{seed}" if random_weights else ""),
+            extractor,
+            pick_device(device),
+        )
 
     def features(
-        self, audio, layers=None, window: float | None = None, hop: float | None = None, exact: bool = False,
-        pool: float | None = None, batch_size: int | None = None, cache: bool = True,
-    ):  # fmt: skip
+        self,
+        audio,
+        layers=None,
+        window: float | None = None,
+        hop: float | None = None,
+        exact: bool = False,
+        pool: float | None = None,
+        batch_size: int | None = None,
+        cache: bool = True,
+    ):
         """Hidden states over a story, each frame with a bounded past.
 
         Parameters
@@ -150,8 +213,12 @@ class SpeechEncoder:
         if not cache:
             return self._run(audio, layers, jobs, len(times), per, batch_size), times
         key = hashlib.blake2b(audio.tobytes(), digest_size=8, person=self.fingerprint().encode())
-        key.update(repr((round(window, 4), round(hop, 4), exact, pool, self.device.split(":")[0])).encode())
-        files = {layer: cache_dir("features", key.hexdigest()) / f"layer{layer}.npy" for layer in layers}
+        key.update(
+            repr((round(window, 4), round(hop, 4), exact, pool, self.device.split(":")[0])).encode()
+        )
+        files = {
+            layer: cache_dir("features", key.hexdigest()) / f"layer{layer}.npy" for layer in layers
+        }
         states = {layer: _read(file, (len(times), self.width)) for layer, file in files.items()}
         lacking = [layer for layer in layers if states[layer] is None]
         if lacking:
@@ -165,7 +232,9 @@ class SpeechEncoder:
         """-> {samples in the window: [(first sample, frames to keep: from, to, row of the first)]}, times, frames a row."""
         jobs = defaultdict(list)
         if exact:
-            ends = [int(round(k * hop * RATE)) for k in range(1, int(n_samples / RATE / hop + 1e-6) + 1)]
+            ends = [
+                int(round(k * hop * RATE)) for k in range(1, int(n_samples / RATE / hop + 1e-6) + 1)
+            ]
             for row, end in enumerate(ends):
                 start = max(end - int(round(window * RATE)), 0)
                 last = (end - start - self.overhang) // self.stride
@@ -176,9 +245,13 @@ class SpeechEncoder:
         for first in range(0, n_frames, per_hop):
             last = min(first + per_hop, n_frames)
             start = max(last - per_window, 0)
-            jobs[(last - start) * self.stride + self.overhang].append((start * self.stride, first - start, last - start, first))
+            jobs[(last - start) * self.stride + self.overhang].append(
+                (start * self.stride, first - start, last - start, first)
+            )
         per = max(int(round((pool or 0) * self.frame_rate)), 1)
-        times = np.arange(n_frames // per * per) * self.stride + (0 if self.whisper else self.field / 2)
+        times = np.arange(n_frames // per * per) * self.stride + (
+            0 if self.whisper else self.field / 2
+        )
         return jobs, times.reshape(-1, per).mean(1) / RATE, per
 
     def _run(self, audio, layers, jobs, n_rows, per, batch_size):
@@ -190,11 +263,19 @@ class SpeechEncoder:
             size, at = batch_size or self._batch_size(length), 0
             while at < len(spans):
                 batch = spans[at : at + size]
-                clips = torch.from_numpy(np.stack([audio[job[0] : job[0] + length] for job in batch]))
+                clips = torch.from_numpy(
+                    np.stack([audio[job[0] : job[0] + length] for job in batch])
+                )
                 try:
                     with torch.inference_mode(), half:
                         hidden = self.transform(self.front(clips), layers)
-                        hidden = {k: [x[i, a:b].float().cpu().numpy() for i, (_, a, b, _) in enumerate(batch)] for k, x in hidden.items()}
+                        hidden = {
+                            k: [
+                                x[i, a:b].float().cpu().numpy()
+                                for i, (_, a, b, _) in enumerate(batch)
+                            ]
+                            for k, x in hidden.items()
+                        }
                 except torch.cuda.OutOfMemoryError:
                     if size == 1:
                         raise
@@ -214,9 +295,21 @@ class SpeechEncoder:
         if not self.device.startswith("cuda"):
             return int(np.clip(33 * RATE / length, 1, 16))
         config, frames = self.model.config, length // self.stride
-        wide = config.conv_dim[0] * length / config.conv_stride[0] if not self.whisper else self.width * frames * 2
+        wide = (
+            config.conv_dim[0] * length / config.conv_stride[0]
+            if not self.whisper
+            else self.width * frames * 2
+        )
         square = config.num_attention_heads * frames**2
-        return int(np.clip(torch.cuda.mem_get_info()[0] / 2 / (4 * (4 * wide + 4 * square + 20 * frames * self.width)), 1, 64))
+        return int(
+            np.clip(
+                torch.cuda.mem_get_info()[0]
+                / 2
+                / (4 * (4 * wide + 4 * square + 20 * frames * self.width)),
+                1,
+                64,
+            )
+        )
 
     def hidden_states(self, clips, layers=None) -> tuple:
         """`transform` after `front` of clips of one length, (n_clips, n_samples): a tuple of the `layers`, in that order."""
@@ -228,13 +321,23 @@ class SpeechEncoder:
 
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], enabled=False):
             if self.whisper:  # not padded to 30 s: every frame holds sound
-                mel = self.extractor(list(clips.cpu().numpy()), sampling_rate=RATE, padding=False, truncation=False, return_tensors="pt")
+                mel = self.extractor(
+                    list(clips.cpu().numpy()),
+                    sampling_rate=RATE,
+                    padding=False,
+                    truncation=False,
+                    return_tensors="pt",
+                )
                 mel = mel.input_features[..., : clips.shape[1] // 320 * 2].to(self.device)
                 x = torch.nn.functional.gelu(self.model.conv1(mel))
                 return torch.nn.functional.gelu(self.model.conv2(x)).transpose(1, 2)
             clips = clips.to(self.device)
-            if self.extractor:  # zero mean and unit variance a clip, as Wav2Vec2FeatureExtractor defines it
-                clips = (clips - clips.mean(1, keepdim=True)) / (clips.var(1, unbiased=False, keepdim=True) + 1e-7).sqrt()
+            if (
+                self.extractor
+            ):  # zero mean and unit variance a clip, as Wav2Vec2FeatureExtractor defines it
+                clips = (clips - clips.mean(1, keepdim=True)) / (
+                    clips.var(1, unbiased=False, keepdim=True) + 1e-7
+                ).sqrt()
             return self.model.feature_extractor(clips).transpose(1, 2)
 
     def transform(self, front, layers=None) -> dict:
@@ -275,21 +378,35 @@ class SpeechEncoder:
             raise ValueError(f"audio of shape {audio.shape}; expected one channel, (n_samples,)")
         finite = bool(np.isfinite(audio).all())
         if len(audio) < self.field or not finite:
-            raise ValueError(f"audio of {len(audio)} samples, finite: {finite}; expected at least {self.field} finite samples at 16 kHz")
+            raise ValueError(
+                f"audio of {len(audio)} samples, finite: {finite}; expected at least {self.field} finite samples at 16 kHz"
+            )
         least = self.field / RATE if exact else 0
         if not 0 < hop <= window or hop < least:
-            raise ValueError(f"hop {hop} s and window {window} s; expected 0 < hop <= window" + f", hop >= {least:g}" * exact)
+            raise ValueError(
+                f"hop {hop} s and window {window} s; expected 0 < hop <= window"
+                + f", hop >= {least:g}" * exact
+            )
         if self.longest and window * RATE > self.longest:
-            raise ValueError(f"window {window} s; {self.name} has positions for {self.longest / RATE:g} s")
+            raise ValueError(
+                f"window {window} s; {self.name} has positions for {self.longest / RATE:g} s"
+            )
         unknown = [layer for layer in layers if not 0 <= layer < self.layers]
         if unknown:
             raise ValueError(f"no layers {unknown}; {self.name} has 0 to {self.layers - 1}")
 
     def fingerprint(self) -> str:
         """Hash of weights, configuration and adapters, 16 hex digits: names a model, whatever its folder."""
-        config = {k: getattr(self.model.config, k, None) for k in SHAPING} | {"normalize": bool(self.extractor)}
-        total = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=8)
-        for name, module in self.model.named_modules():  # what an adapter is multiplied by is no weight
+        config = {k: getattr(self.model.config, k, None) for k in SHAPING} | {
+            "normalize": bool(self.extractor)
+        }
+        total = hashlib.blake2b(
+            json.dumps(config, sort_keys=True, default=str).encode(), digest_size=8
+        )
+        for (
+            name,
+            module,
+        ) in self.model.named_modules():  # what an adapter is multiplied by is no weight
             if hasattr(module, "adapter_layer_names"):
                 total.update(repr((name, module.scaling, module.disable_adapters)).encode())
         for name, value in sorted(self.model.state_dict().items()):
@@ -323,10 +440,17 @@ class Fronts:
         for start in starts:
             if (name, start, length) in self.kept:
                 continue
-            fresh[start] = front = self.encoder.front(audio[None, start : start + length])[0]  # alone: the same to the last bit
+            fresh[start] = front = self.encoder.front(audio[None, start : start + length])[
+                0
+            ]  # alone: the same to the last bit
             if front.nbytes <= self.room:
                 self.kept[name, start, length], self.room = front.cpu(), self.room - front.nbytes
-        return torch.stack([fresh[s] if s in fresh else self.kept[name, s, length].to(self.encoder.device) for s in starts])
+        return torch.stack(
+            [
+                fresh[s] if s in fresh else self.kept[name, s, length].to(self.encoder.device)
+                for s in starts
+            ]
+        )
 
 
 def _extractor(source, config):
@@ -339,7 +463,11 @@ def _extractor(source, config):
     except (OSError, ValueError):  # a folder without a preprocessor: the family's own default
         if not isinstance(source, Path):
             raise
-        return WhisperFeatureExtractor(feature_size=config.num_mel_bins) if config.model_type == "whisper" else True
+        return (
+            WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+            if config.model_type == "whisper"
+            else True
+        )
 
 
 def _read(file: Path, shape) -> np.ndarray | None:

@@ -6,7 +6,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from .topography import N_VERTICES, medial_wall
+N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
+
+
+@lru_cache(maxsize=1)
+def medial_wall() -> dict[str, np.ndarray]:
+    """Where fsaverage5 is no cortex, by hemisphere, (10242,) booleans: cortex thinner than 1 mm."""
+    from nilearn.datasets import load_fsaverage_data
+
+    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
+    return {side: values <= 1.0 for side, values in thickness.items()}
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +47,9 @@ def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
     """
     matrix, values = ds.fsaverage5(subject), np.asarray(values, float)
     if values.shape != (matrix.shape[1],):
-        raise ValueError(f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: one value a voxel")
+        raise ValueError(
+            f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: one value a voxel"
+        )
     there = np.isfinite(values)
     weight = matrix @ there.astype(float)
     with np.errstate(invalid="ignore"):
@@ -59,7 +70,17 @@ def _image(values):
     return SurfaceImage(mesh, {"left": values[:N_VERTICES], "right": values[N_VERTICES:]})
 
 
-def plot_cortex(ds, subject: str, values, title: str = "", unit: str = "", cmap: str = "viridis", vmin=None, vmax=None, axes=None):
+def plot_cortex(
+    ds,
+    subject: str,
+    values,
+    title: str = "",
+    unit: str = "",
+    cmap: str = "viridis",
+    vmin=None,
+    vmax=None,
+    axes=None,
+):
     """Four views of the inflated cortex: left and right, lateral and medial.
 
     Parameters
@@ -94,9 +115,23 @@ def plot_cortex(ds, subject: str, values, title: str = "", unit: str = "", cmap:
             gridspec_kw={"wspace": 0, "left": 0, "right": 0.9, "top": 0.95, "bottom": 0},
         )
     image, sulci = _image(values), _meshes()[1]
-    for ax, (side, view) in zip(axes, (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))):
-        plot_surf_stat_map(stat_map=image, hemi=side, view=view, bg_map=sulci, bg_on_data=False, cmap=cmap, vmin=vmin, vmax=vmax,
-                           colorbar=False, axes=ax, figure=ax.figure, engine="matplotlib")  # fmt: skip
+    for ax, (side, view) in zip(
+        axes, (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))
+    ):
+        plot_surf_stat_map(
+            stat_map=image,
+            hemi=side,
+            view=view,
+            bg_map=sulci,
+            bg_on_data=False,
+            cmap=cmap,
+            vmin=vmin,
+            vmax=vmax,
+            colorbar=False,
+            axes=ax,
+            figure=ax.figure,
+            engine="matplotlib",
+        )
         ax.set_box_aspect(None, zoom=1.45)
         ax.set_title(f"{side}, {view}", fontsize=9, y=0.9)
     scale = plt.cm.ScalarMappable(plt.Normalize(vmin, vmax), cmap)
@@ -105,7 +140,9 @@ def plot_cortex(ds, subject: str, values, title: str = "", unit: str = "", cmap:
     return axes
 
 
-def view_cortex(ds, subject: str, values, title: str = "", cmap: str = "viridis", vmin=None, vmax=None):
+def view_cortex(
+    ds, subject: str, values, title: str = "", cmap: str = "viridis", vmin=None, vmax=None
+):
     """The cortex to turn around in a browser (both hemispheres, self-contained HTML): nilearn's view object."""
     from nilearn.plotting import view_surf
 
@@ -113,6 +150,14 @@ def view_cortex(ds, subject: str, values, title: str = "", cmap: str = "viridis"
     if values.shape != (2 * N_VERTICES,):
         values = to_fsaverage5(ds, subject, values)
     return view_surf(
-        surf_mesh=_meshes()[0]["inflated"], surf_map=_image(values), bg_map=_meshes()[1], hemi="both", cmap=cmap,
-        symmetric_cmap=False, vmin=vmin, vmax=vmax, title=label(ds, title or subject), title_fontsize=14,
-    )  # fmt: skip
+        surf_mesh=_meshes()[0]["inflated"],
+        surf_map=_image(values),
+        bg_map=_meshes()[1],
+        hemi="both",
+        cmap=cmap,
+        symmetric_cmap=False,
+        vmin=vmin,
+        vmax=vmax,
+        title=label(ds, title or subject),
+        title_fontsize=14,
+    )

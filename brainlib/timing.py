@@ -54,7 +54,9 @@ def lanczos_matrix(times, tr_times, lobes: int = 3, causal: bool = False) -> spa
     """
     times, tr_times = np.asarray(times, float), np.asarray(tr_times, float)
     if times.ndim != 1 or tr_times.ndim != 1 or len(tr_times) < 2:
-        raise ValueError(f"expected two lists of times, at least two TRs; found shapes {times.shape} and {tr_times.shape}")
+        raise ValueError(
+            f"expected two lists of times, at least two TRs; found shapes {times.shape} and {tr_times.shape}"
+        )
     cutoff = 1 / np.mean(np.diff(tr_times))
     order = np.argsort(times, kind="stable")
     reach = lobes / cutoff + 1e-9
@@ -62,9 +64,13 @@ def lanczos_matrix(times, tr_times, lobes: int = 3, causal: bool = False) -> spa
     last = np.searchsorted(times[order], tr_times if causal else tr_times + reach, side="right")
     counts = np.maximum(last - first, 0)
     rows = np.repeat(np.arange(len(tr_times)), counts)
-    columns = order[np.concatenate([np.arange(a, b) for a, b in zip(first, last)] or [[]]).astype(int)]
+    columns = order[
+        np.concatenate([np.arange(a, b) for a, b in zip(first, last)] or [[]]).astype(int)
+    ]
     x = (tr_times[rows] - times[columns]) * cutoff
-    weights = np.where(np.abs(x) > lobes, 0.0, np.sinc(x) * np.sinc(x / lobes)) * (2 if causal else 1)
+    weights = np.where(np.abs(x) > lobes, 0.0, np.sinc(x) * np.sinc(x / lobes)) * (
+        2 if causal else 1
+    )
     return sparse.csr_matrix((weights, (rows, columns)), shape=(len(tr_times), len(times)))
 
 
@@ -99,7 +105,14 @@ def downsample(x, times, tr_times, lobes: int = 3, causal: bool = False):
 
     coo = weights.tocoo()
     place = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
-    matrix = torch.sparse_coo_tensor(place, torch.from_numpy(coo.data), coo.shape, dtype=x.dtype, device=x.device, check_invariants=False)
+    matrix = torch.sparse_coo_tensor(
+        place,
+        torch.from_numpy(coo.data),
+        coo.shape,
+        dtype=x.dtype,
+        device=x.device,
+        check_invariants=False,
+    )
     return torch.sparse.mm(matrix, x)
 
 
@@ -119,7 +132,11 @@ def fir(x, delays=(1, 2, 3, 4)):
         Block d holds the features delayed by ``delays[d]``, zeros where the story has no earlier row.
     """
     t, f = x.shape
-    out = x.new_zeros((t, f * len(delays))) if hasattr(x, "new_zeros") else np.zeros((t, f * len(delays)), x.dtype)
+    out = (
+        x.new_zeros((t, f * len(delays)))
+        if hasattr(x, "new_zeros")
+        else np.zeros((t, f * len(delays)), x.dtype)
+    )
     for i, d in enumerate(delays):
         block = slice(i * f, (i + 1) * f)
         if abs(d) < t:

@@ -72,11 +72,17 @@ def tree(tmp_path):
     for name in "abcd":
         for folder in ("stimuli", "derivative/TextGrids"):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        soundfile.write(tmp_path / f"stimuli/{name}.wav", 0.1 * rng.standard_normal(40 * 16_000), 16_000)
+        soundfile.write(
+            tmp_path / f"stimuli/{name}.wav", 0.1 * rng.standard_normal(40 * 16_000), 16_000
+        )
         (tmp_path / f"derivative/TextGrids/{name}.TextGrid").write_text(GRID.format(end=40))
         repeats = zscored(rng.standard_normal((3 if name == "d" else 1, 10, 6)))
         data = repeats.mean(0)
-        write_responses(tmp_path / f"derivative/preprocessed_data/UTS01/{name}.hf5", data, repeats if name == "d" else None)
+        write_responses(
+            tmp_path / f"derivative/preprocessed_data/UTS01/{name}.hf5",
+            data,
+            repeats if name == "d" else None,
+        )
     (tmp_path / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcd", 30)))
     return tmp_path
 

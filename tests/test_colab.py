@@ -22,15 +22,46 @@ from brainlib import runtime
 SNAPSHOTS = {
     "2025.07": {"python": "3.11.13", "torch": "2.6.0+cu124", "numpy": "2.0.2"},
     "2025.10": {"python": "3.12.12", "torch": "2.8.0+cu126", "numpy": "2.0.2"},
-    "2026.01": {"python": "3.12.12", "torch": "2.9.0+cu126", "transformers": "4.57.6", "peft": "0.18.1", "numpy": "2.0.2", "pandas": "2.2.2"},
-    "2026.04": {"python": "3.12.13", "torch": "2.10.0+cu128", "transformers": "5.0.0", "peft": "0.18.1", "numpy": "2.0.2"},
-    "2026.07": {"python": "3.12.13", "torch": "2.11.0+cu128", "transformers": "5.13.1", "peft": "0.19.1", "numpy": "2.0.2"},
-    "2026.08": {
-        "python": "3.13.15", "torch": "2.11.0+cu128", "transformers": "5.15.0", "peft": "0.20.0", "numpy": "2.1.3", "pandas": "2.2.3",
-        "accelerate": "1.14.0", "soundfile": "0.14.0", "scikit-learn": "1.6.1", "scipy": "1.16.3", "nibabel": "5.4.2", "h5py": "3.16.0",
-        "matplotlib": "3.10.0", "plotly": "5.24.1", "ipykernel": "6.17.1",
+    "2026.01": {
+        "python": "3.12.12",
+        "torch": "2.9.0+cu126",
+        "transformers": "4.57.6",
+        "peft": "0.18.1",
+        "numpy": "2.0.2",
+        "pandas": "2.2.2",
     },
-}  # fmt: skip
+    "2026.04": {
+        "python": "3.12.13",
+        "torch": "2.10.0+cu128",
+        "transformers": "5.0.0",
+        "peft": "0.18.1",
+        "numpy": "2.0.2",
+    },
+    "2026.07": {
+        "python": "3.12.13",
+        "torch": "2.11.0+cu128",
+        "transformers": "5.13.1",
+        "peft": "0.19.1",
+        "numpy": "2.0.2",
+    },
+    "2026.08": {
+        "python": "3.13.15",
+        "torch": "2.11.0+cu128",
+        "transformers": "5.15.0",
+        "peft": "0.20.0",
+        "numpy": "2.1.3",
+        "pandas": "2.2.3",
+        "accelerate": "1.14.0",
+        "soundfile": "0.14.0",
+        "scikit-learn": "1.6.1",
+        "scipy": "1.16.3",
+        "nibabel": "5.4.2",
+        "h5py": "3.16.0",
+        "matplotlib": "3.10.0",
+        "plotly": "5.24.1",
+        "ipykernel": "6.17.1",
+    },
+}
 
 
 @pytest.mark.parametrize("when", SNAPSHOTS)
@@ -38,13 +69,21 @@ def test_no_requirement_excludes_what_colab_has(when):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = [
-        Requirement(r) for r in [*project["dependencies"], *extras["openneuro"], *extras["book"], f"python{project['requires-python']}"]
+        Requirement(r)
+        for r in [
+            *project["dependencies"],
+            *extras["openneuro"],
+            *extras["book"],
+            f"python{project['requires-python']}",
+        ]
     ]
     met = [r.name for r in asked if r.name in SNAPSHOTS[when]]
     assert {"python", "torch", "numpy"} <= set(met)
     for requirement in asked:
         if requirement.name in SNAPSHOTS[when]:
-            assert requirement.specifier.contains(SNAPSHOTS[when][requirement.name]), f"{requirement} excludes Colab's of {when}"
+            assert requirement.specifier.contains(SNAPSHOTS[when][requirement.name]), (
+                f"{requirement} excludes Colab's of {when}"
+            )
 
 
 def test_torch_and_numpy_have_lower_bounds_alone():
@@ -64,11 +103,17 @@ class Pip:
         monkeypatch.setattr(subprocess, "run", self.run)
 
     def run(self, command, env=None, **options):
-        assert options["capture_output"] and env["URLLIB3_NO_OVERRIDE"] == "1" and command[:4] == [sys.executable, "-m", "pip", "install"]
+        assert (
+            options["capture_output"]
+            and env["URLLIB3_NO_OVERRIDE"] == "1"
+            and command[:4] == [sys.executable, "-m", "pip", "install"]
+        )
         self.call = command, Path(command[command.index("-c") + 1]).read_text().splitlines()
         self.versions |= self.moved
         return types.SimpleNamespace(
-            returncode=self.code, stdout="...\nSuccessfully installed himalaya-0.4.11\n", stderr="ERROR: no route to host"
+            returncode=self.code,
+            stdout="...\nSuccessfully installed himalaya-0.4.11\n",
+            stderr="ERROR: no route to host",
         )
 
 
@@ -85,12 +130,23 @@ def test_the_cell_installs_once_beside_what_is_there(monkeypatch, capsys):
     pip = Pip(monkeypatch, COLAB)
     run_cell()
     command, constraints = pip.call
-    assert sorted(constraints) == ["numpy==2.0.2", "torch==2.9.0+cu126", "torchvision==0.24.0+cu126"]
+    assert sorted(constraints) == [
+        "numpy==2.0.2",
+        "torch==2.9.0+cu126",
+        "torchvision==0.24.0+cu126",
+    ]
     settings = build_book.config()["repository"]
     assert f"brainlib[openneuro] @ git+{settings['url']}@{settings['branch']}" in command
-    assert not {"-U", "--upgrade", "torch"} & set(command) and command[command.index("--no-binary") + 1] == "urllib3-future"
+    assert (
+        not {"-U", "--upgrade", "torch"} & set(command)
+        and command[command.index("--no-binary") + 1] == "urllib3-future"
+    )
     said = capsys.readouterr().out
-    assert "Successfully installed himalaya-0.4.11\n" in said and "GPU" in said and " GB of memory" in said
+    assert (
+        "Successfully installed himalaya-0.4.11\n" in said
+        and "GPU" in said
+        and " GB of memory" in said
+    )
 
 
 def test_the_cell_does_nothing_where_brainlib_is(monkeypatch):
@@ -98,7 +154,9 @@ def test_the_cell_does_nothing_where_brainlib_is(monkeypatch):
     run_cell()
 
 
-@pytest.mark.parametrize("options", [{"code": 1}, {"moved": {"numpy": "2.4.0"}}, {"moved": {"torch": "2.13.0"}}])
+@pytest.mark.parametrize(
+    "options", [{"code": 1}, {"moved": {"numpy": "2.4.0"}}, {"moved": {"torch": "2.13.0"}}]
+)
 def test_a_failed_install_or_a_moved_torch_stops_with_a_word(monkeypatch, options):
     Pip(monkeypatch, COLAB, **options)
     with pytest.raises(RuntimeError, match="no brainlib: .*no route to host.*2.9.0"):
@@ -116,7 +174,9 @@ def hosted(monkeypatch, tmp_path):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_2026")
     mounts = []
     drive = types.SimpleNamespace(mount=mounts.append)
-    monkeypatch.setitem(sys.modules, "google", types.SimpleNamespace(colab=types.SimpleNamespace(drive=drive)))
+    monkeypatch.setitem(
+        sys.modules, "google", types.SimpleNamespace(colab=types.SimpleNamespace(drive=drive))
+    )
     monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
     return types.SimpleNamespace(mounts=mounts, drive=drive)
 
@@ -142,17 +202,27 @@ def test_without_a_gpu_the_parameters_become_those_of_a_cpu(hosted, monkeypatch,
     with_gpu(monkeypatch, False)
     names = run_cell(**COLAB_PARAMETERS)
     quick = yaml.safe_load((ROOT / "notebooks/params/quick.yaml").read_text())
-    assert {k: names[k] for k in runtime.CPU_SIZED} == runtime.CPU_SIZED == {k: quick[k] for k in runtime.CPU_SIZED}
+    assert (
+        {k: names[k] for k in runtime.CPU_SIZED}
+        == runtime.CPU_SIZED
+        == {k: quick[k] for k in runtime.CPU_SIZED}
+    )
     assert names["n_judge"] == 21
     said = capsys.readouterr().out
-    assert "no GPU" in said and "without a GPU this would take hours" in said and "wavlm-pico" in said
-    assert runtime.set_up({"speech_model": "wavlm-pico", "epochs": 9}) == {}  # a CPU can, so the reader's wish stands
+    assert (
+        "no GPU" in said and "without a GPU this would take hours" in said and "wavlm-pico" in said
+    )
+    assert (
+        runtime.set_up({"speech_model": "wavlm-pico", "epochs": 9}) == {}
+    )  # a CPU can, so the reader's wish stands
     assert runtime.set_up({"seed": 0}) == {}
 
 
 def test_elsewhere_nothing_is_changed(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, "HOSTNAME", tmp_path / "none")
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_2026")  # Colab's Docker image has the tag, and no hostname
+    monkeypatch.setenv(
+        "COLAB_RELEASE_TAG", "release-colab_2026"
+    )  # Colab's Docker image has the tag, and no hostname
     before = dict(os.environ)
     assert runtime.set_up({**COLAB_PARAMETERS, "drive": True}) == {} and dict(os.environ) == before
 
@@ -161,10 +231,13 @@ def test_drive_is_used_only_when_asked_and_may_refuse(hosted, monkeypatch, capsy
     with_gpu(monkeypatch)
     runtime.set_up({"drive": True})
     monkeypatch.setattr(Path, "mkdir", lambda *a, **k: None)
-    assert str(runtime.cache_dir("tuning", "x")).startswith("/content/drive/MyDrive/brainlib") and "drive" not in str(
-        runtime.cache_dir("features")
+    assert str(runtime.cache_dir("tuning", "x")).startswith(
+        "/content/drive/MyDrive/brainlib"
+    ) and "drive" not in str(runtime.cache_dir("features"))
+    assert (
+        hosted.mounts == ["/content/drive"]
+        and os.environ["BRAINLIB_DRIVE"] == "/content/drive/MyDrive/brainlib"
     )
-    assert hosted.mounts == ["/content/drive"] and os.environ["BRAINLIB_DRIVE"] == "/content/drive/MyDrive/brainlib"
     del os.environ["BRAINLIB_DRIVE"]
 
     def refuse(path):
@@ -172,7 +245,10 @@ def test_drive_is_used_only_when_asked_and_may_refuse(hosted, monkeypatch, capsy
 
     hosted.drive.mount = refuse
     runtime.set_up({"drive": True})
-    assert "no Drive (ValueError: mount failed)" in capsys.readouterr().out and "BRAINLIB_DRIVE" not in os.environ
+    assert (
+        "no Drive (ValueError: mount failed)" in capsys.readouterr().out
+        and "BRAINLIB_DRIVE" not in os.environ
+    )
 
 
 def test_a_token_that_is_given_is_used(hosted, monkeypatch):
@@ -193,7 +269,9 @@ def test_colab_s_old_torchao_does_not_stop_peft(tmp_path):
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao" / "__init__.py").write_text("")
     (tmp_path / "torchao-0.10.0.dist-info").mkdir()
-    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n"
+    )
     code = (
         "import torch, peft; {}\n"
         "net = torch.nn.Sequential(torch.nn.Linear(4, 4))\n"
@@ -201,7 +279,9 @@ def test_colab_s_old_torchao_does_not_stop_peft(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     runs = [
-        subprocess.run([sys.executable, "-c", code.format(x)], env=environment, capture_output=True, text=True)
+        subprocess.run(
+            [sys.executable, "-c", code.format(x)], env=environment, capture_output=True, text=True
+        )
         for x in ("import brainlib.tuning", "pass")
     ]
     assert runs[0].returncode == 0 and runs[0].stdout == "4\n", runs[0].stderr[-500:]

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from sklearn.preprocessing import normalize
 
 from brainlib import cortex, datasets, surface
-from brainlib.topography import N_VERTICES
+from brainlib.surface import N_VERTICES
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,9 @@ def test_the_answer_is_right_to_the_vertex(listener):
     values = np.random.default_rng(0).standard_normal(n)
     mapped, known = found.matrix @ values, by_hand(root)
     assert len(known) == 554 and all(known.values())
-    np.testing.assert_allclose([mapped[v] for v in known], [values[x].mean() for x in known.values()], atol=1e-9)
+    np.testing.assert_allclose(
+        [mapped[v] for v in known], [values[x].mean() for x in known.values()], atol=1e-9
+    )
     np.testing.assert_allclose(np.asarray(found.matrix.sum(1)).ravel(), 1)
 
 
@@ -72,7 +74,12 @@ def test_another_numbering_of_the_listener_s_vertices_changes_nothing(listener, 
 
 def test_surfaces_packed_as_npz_are_the_same(listener, tmp_path):
     make_anatomy(tmp_path / "npz", "UTS03", packed=True)
-    assert abs(cortex.read(listener[0], "UTS03").matrix - cortex.read(tmp_path / "npz", "UTS03").matrix).max() < 1e-9
+    assert (
+        abs(
+            cortex.read(listener[0], "UTS03").matrix - cortex.read(tmp_path / "npz", "UTS03").matrix
+        ).max()
+        < 1e-9
+    )
 
 
 def test_a_finer_listener_is_averaged(listener, tmp_path):
@@ -91,8 +98,15 @@ def test_a_finer_listener_is_averaged(listener, tmp_path):
             np.savez(path.with_suffix(".npz"), pts=points[twice], polys=np.zeros((1, 3), int))
         sphere, faces = read_geometry(base / f"freesurfer_subjdir/UTS03/surf/{h}.sphere.reg")
         write_geometry(base / f"freesurfer_subjdir/UTS03/surf/{h}.sphere.reg", sphere[twice], faces)
-        codes, table, names = read_annot(base / f"freesurfer_subjdir/UTS03/label/{h}.aparc.a2009s.annot")
-        write_annot(base / f"freesurfer_subjdir/UTS03/label/{h}.aparc.a2009s.annot", codes[twice], table, names)
+        codes, table, names = read_annot(
+            base / f"freesurfer_subjdir/UTS03/label/{h}.aparc.a2009s.annot"
+        )
+        write_annot(
+            base / f"freesurfer_subjdir/UTS03/label/{h}.aparc.a2009s.annot",
+            codes[twice],
+            table,
+            names,
+        )
     assert abs(cortex.read(root, "UTS03").matrix - before).max() < 1e-6
 
 
@@ -105,13 +119,17 @@ def test_regions_are_the_listener_s_own_labels(listener):
         nibabel.load(folder / "mask_thick.nii.gz").get_fdata() > 0,
         np.array(json.loads((folder / "matrices.xfm").read_text())["coord"]),
     )
-    number = {tuple(x): i for i, x in enumerate(sorted(np.argwhere(mask).tolist(), key=lambda x: x[::-1]))}
+    number = {
+        tuple(x): i for i, x in enumerate(sorted(np.argwhere(mask).tolist(), key=lambda x: x[::-1]))
+    }
     counts, sides = np.zeros((n, 2, len(LABELS) + 1)), (("left", 1), ("right", -1))
     for h, (side, sign) in enumerate(sides):
         pial, white = (mesh[p].parts[side].coordinates for p in ("pial", "white_matter"))
         codes = parcel(pial, sign)
         for t in np.arange(10) / 9:
-            places = np.rint((white + t * (pial - white)) @ coord[:3, :3].T + coord[:3, 3]).astype(int)
+            places = np.rint((white + t * (pial - white)) @ coord[:3, :3].T + coord[:3, 3]).astype(
+                int
+            )
             for place, code in zip(map(tuple, places), codes):
                 if place in number:
                     counts[number[place], h, code] += 1
@@ -123,14 +141,26 @@ def test_regions_are_the_listener_s_own_labels(listener):
     none = counts[:, :, 1:].sum((1, 2)) == 0
     assert none.mean() > 0.2 and (found.labels[none] == "").all()
     regions = {r: found.regions[r] for r in LABELS}
-    assert (sum(m.astype(int) for m in regions.values())[none] == 0).all() and (sum(m.astype(int) for m in regions.values()) <= 1).all()
+    assert (sum(m.astype(int) for m in regions.values())[none] == 0).all() and (
+        sum(m.astype(int) for m in regions.values()) <= 1
+    ).all()
     assert all((regions[r] == (found.labels == name)).all() for r, name in LABELS.items())
-    assert (found.regions["auditory"] == (regions["auditory_core"] | regions["auditory_belt"])).all()
+    assert (
+        found.regions["auditory"] == (regions["auditory_core"] | regions["auditory_belt"])
+    ).all()
     hit = counts.sum((1, 2)) > 0
-    assert (~hit).mean() > 0.2 and (found.vertices[~hit] == -1).all() and (found.vertices[hit] >= 0).all()
+    assert (
+        (~hit).mean() > 0.2
+        and (found.vertices[~hit] == -1).all()
+        and (found.vertices[hit] >= 0).all()
+    )
     assert ((found.regions["left_hemisphere"] | found.regions["right_hemisphere"]) == hit).all()
-    assert (found.regions["right_hemisphere"][hit] == (counts[hit, 0].sum(1) < counts[hit, 1].sum(1))).all()
-    assert ((found.vertices < N_VERTICES) == (counts[:, 0].sum(1) >= counts[:, 1].sum(1)))[hit].mean() > 0.97
+    assert (
+        found.regions["right_hemisphere"][hit] == (counts[hit, 0].sum(1) < counts[hit, 1].sum(1))
+    ).all()
+    assert ((found.vertices < N_VERTICES) == (counts[:, 0].sum(1) >= counts[:, 1].sum(1)))[
+        hit
+    ].mean() > 0.97
 
 
 def test_hcp_labels_are_taken_where_a_reader_supplies_them(listener):
@@ -160,7 +190,10 @@ def test_hcp_labels_are_taken_where_a_reader_supplies_them(listener):
     }
     assert set(found.labels) <= {"", "A1", "55b"}
     sizes = {n: found.regions[n].sum() for n in ("auditory_core", "middle_frontal")}
-    assert 0.02 < sizes["auditory_core"] / len(found.labels) < 0.2 and sizes["middle_frontal"] < sizes["auditory_core"]
+    assert (
+        0.02 < sizes["auditory_core"] / len(found.labels) < 0.2
+        and sizes["middle_frontal"] < sizes["auditory_core"]
+    )
 
 
 def test_it_is_computed_once_and_anew_when_a_file_changes(listener, monkeypatch):
@@ -187,7 +220,9 @@ def test_files_of_two_listeners_are_refused(listener):
     path = root / "derivative/pycortex-db/UTS03/surfaces"
     (path / "pia_lh.gii").unlink()
     np.savez(path / "pia_lh.npz", pts=np.zeros((5, 3)), polys=np.zeros((1, 3), int))
-    with pytest.raises(ValueError, match="lh: surfaces of different vertices.*'pia': 5, 'wm': 10242"):
+    with pytest.raises(
+        ValueError, match="lh: surfaces of different vertices.*'pia': 5, 'wm': 10242"
+    ):
         cortex.read(root, "UTS03")
     (path / "pia_lh.npz").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 10 files missing, first .*pia_lh.gii"):
@@ -206,7 +241,9 @@ def test_nans_and_empty_vertices_in_a_picture():
         """Vertex 0 has both voxels, vertex 1 the second, no other any."""
 
         def fsaverage5(self, subject):
-            return csr_matrix(([0.25, 0.75, 1.0], ([0, 0, 1], [0, 1, 1])), shape=(2 * N_VERTICES, 2))
+            return csr_matrix(
+                ([0.25, 0.75, 1.0], ([0, 0, 1], [0, 1, 1])), shape=(2 * N_VERTICES, 2)
+            )
 
     assert surface.to_fsaverage5(Two(), "x", [4.0, 8.0])[:2].tolist() == [7.0, 8.0]
     filled = surface.to_fsaverage5(Two(), "x", [4.0, np.nan])
@@ -215,22 +252,33 @@ def test_nans_and_empty_vertices_in_a_picture():
 
 def test_one_voxel_in_so_many_is_the_same_cortex_more_coarsely(tmp_path):
     make_tree(tmp_path / "tree", ("UTS03",), stories={"souls": 60.0}, anatomy=True)
-    whole, thin = (datasets.load(str(tmp_path / "tree"), every=n) for n in (1, 7))
+    whole, thin = (datasets.load(str(tmp_path / "tree"), voxel_step=n) for n in (1, 7))
     n = len(whole.vertices("UTS03"))
     np.testing.assert_array_equal(thin.vertices("UTS03"), whole.vertices("UTS03")[::7])
-    assert all((mask == whole.rois("UTS03")[name][::7]).all() for name, mask in thin.rois("UTS03").items())
+    assert all(
+        (mask == whole.rois("UTS03")[name][::7]).all() for name, mask in thin.rois("UTS03").items()
+    )
     a, b = whole.fsaverage5("UTS03"), thin.fsaverage5("UTS03")
     assert b.shape == (2 * N_VERTICES, len(range(0, n, 7)))
     own = np.asarray(a[:, ::7].sum(1)).ravel() > 0
-    np.testing.assert_allclose(b[own].toarray(), normalize(a[:, ::7], norm="l1")[own].toarray(), atol=1e-12)
+    np.testing.assert_allclose(
+        b[own].toarray(), normalize(a[:, ::7], norm="l1")[own].toarray(), atol=1e-12
+    )
     np.testing.assert_allclose(np.asarray(b.sum(1)).ravel(), 1)
     x = np.random.default_rng(0).standard_normal(n)
-    assert surface.to_fsaverage5(whole, "UTS03", x).shape == surface.to_fsaverage5(thin, "UTS03", x[::7]).shape
+    assert (
+        surface.to_fsaverage5(whole, "UTS03", x).shape
+        == surface.to_fsaverage5(thin, "UTS03", x[::7]).shape
+    )
 
 
 def test_a_thinned_map_does_not_reach_beyond_the_scan():
-    half = np.arange(0, N_VERTICES, 2)  # the left hemisphere alone was scanned, every second vertex of it
-    matrix = csr_matrix((np.ones(len(half)), (half, np.arange(len(half)))), shape=(2 * N_VERTICES, len(half)))
+    half = np.arange(
+        0, N_VERTICES, 2
+    )  # the left hemisphere alone was scanned, every second vertex of it
+    matrix = csr_matrix(
+        (np.ones(len(half)), (half, np.arange(len(half)))), shape=(2 * N_VERTICES, len(half))
+    )
     thin = cortex.thinned(matrix, 50)
     np.testing.assert_array_equal(np.diff(thin.indptr) > 0, np.diff(matrix.indptr) > 0)
 
@@ -242,5 +290,7 @@ def test_responses_of_another_listener_are_refused(tmp_path):
         data = file["data"][:, :-1]
     with h5py.File(path, "w") as file:
         file["data"] = data
-    with pytest.raises(ValueError, match="columns, but UTS03's mask holds .* voxels; is it another listener's"):
+    with pytest.raises(
+        ValueError, match="columns, but UTS03's mask holds .* voxels; is it another listener's"
+    ):
         datasets.load(str(tmp_path / "tree")).rois("UTS03")

@@ -17,7 +17,9 @@ def test_a_tree_without_a_split_gets_one_from_its_repeats(tree):
 
 def test_other_repeated_stories_are_the_validation_set(tree):
     write_responses(
-        tree / "derivative/preprocessed_data/UTS01/b.hf5", np.ones((10, 6)), np.random.default_rng(0).standard_normal((2, 10, 6))
+        tree / "derivative/preprocessed_data/UTS01/b.hf5",
+        np.ones((10, 6)),
+        np.random.default_rng(0).standard_normal((2, 10, 6)),
     )
     assert datasets.load(str(tree)).split == {"train": ["a", "c"], "val": ["b"], "test": ["d"]}
 
@@ -25,7 +27,12 @@ def test_other_repeated_stories_are_the_validation_set(tree):
 def test_story_and_responses_have_the_promised_shapes(tree):
     ds = datasets.load(str(tree))
     story = ds.story("a")
-    assert (story.rate, story.audio.dtype, len(story.audio), story.duration) == (16_000, np.float32, 640_000, 40.0)
+    assert (story.rate, story.audio.dtype, len(story.audio), story.duration) == (
+        16_000,
+        np.float32,
+        640_000,
+        40.0,
+    )
     assert story.words.values.tolist() == [[0.0, 2.0, "hi"]]
     assert story.phonemes.text.tolist() == ["HH", "AY1"]  # the silence is gone
     Y = ds.responses("UTS01", "a")
@@ -47,7 +54,14 @@ def test_unknown_names_are_key_errors_that_help(tree):
         datasets.load("nowhere")
 
 
-@pytest.mark.parametrize("which", ["stimuli/a.wav", "derivative/TextGrids/a.TextGrid", "derivative/preprocessed_data/UTS01/a.hf5"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "stimuli/a.wav",
+        "derivative/TextGrids/a.TextGrid",
+        "derivative/preprocessed_data/UTS01/a.hf5",
+    ],
+)
 def test_a_missing_file_is_named(tree, which):
     ds = datasets.load(str(tree))
     (tree / which).unlink()
@@ -55,10 +69,19 @@ def test_a_missing_file_is_named(tree, which):
         ds.story("a").audio, ds.story("a").words, ds.responses("UTS01", "a")
 
 
-@pytest.mark.parametrize("which", ["stimuli/a.wav", "derivative/TextGrids/a.TextGrid", "derivative/preprocessed_data/UTS01/a.hf5"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "stimuli/a.wav",
+        "derivative/TextGrids/a.TextGrid",
+        "derivative/preprocessed_data/UTS01/a.hf5",
+    ],
+)
 def test_a_git_annex_pointer_is_not_taken_for_content(tree, which):
     ds = datasets.load(str(tree))
-    (tree / which).write_text("/annex/objects/MD5E-s126--0123456789abcdef0123456789abcdef.wav\n" + " " * 200)
+    (tree / which).write_text(
+        "/annex/objects/MD5E-s126--0123456789abcdef0123456789abcdef.wav\n" + " " * 200
+    )
     with pytest.raises(ValueError, match="git-annex pointer.*git annex get"):
         ds.story("a").audio, ds.story("a").words, ds.responses("UTS01", "a")
     (tree / which).unlink()
@@ -84,7 +107,9 @@ def test_nans_are_reported_filled_and_counted(tree):
     assert np.isfinite(Y).all() and (Y[:, 2] == 0).all() and Y[3, 4] == 0
     assert ds.filled == {("UTS01", "a"): 11}
     others = np.delete(data[:, 4], 3)
-    np.testing.assert_allclose(np.delete(Y[:, 4], 3), (others - others.mean()) / others.std(), atol=1e-5)
+    np.testing.assert_allclose(
+        np.delete(Y[:, 4], 3), (others - others.mean()) / others.std(), atol=1e-5
+    )
 
 
 def test_other_rates_and_stereo_are_converted(tree):
@@ -121,8 +146,31 @@ def test_textgrids_in_utf16_and_in_short_form_are_read(tree):
     wanted = files.read_textgrid(path)
     path.write_text(GRID.format(end=40), encoding="utf-16")
     assert files.read_textgrid(path)["words"].equals(wanted["words"])
-    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", "40", "<exists>", "2"]
-    lines += ['"IntervalTier"', '"phone"', "0", "40", "3", "0", "1", '"HH"', "1", "2", '"AY1"', "2", "40", '"sp"']
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "0",
+        "40",
+        "<exists>",
+        "2",
+    ]
+    lines += [
+        '"IntervalTier"',
+        '"phone"',
+        "0",
+        "40",
+        "3",
+        "0",
+        "1",
+        '"HH"',
+        "1",
+        "2",
+        '"AY1"',
+        "2",
+        "40",
+        '"sp"',
+    ]
     lines += ['"IntervalTier"', '"word"', "0", "40", "2", "0", "2", '"hi"', "2", "40", '"sp"']
     path.write_text("\n".join(lines) + "\n")
     short = files.read_textgrid(path)

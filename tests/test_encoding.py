@@ -12,7 +12,9 @@ def stories(n_features=6, n_voxels=5, n_stories=4, rows=60, noise=0.5, seed=0):
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((2 * n_features, n_voxels))
     X = [rng.standard_normal((rows, n_features)) for _ in range(n_stories)]
-    return X, [timing.fir(x, (1, 2)) @ weights + noise * rng.standard_normal((rows, n_voxels)) for x in X]
+    return X, [
+        timing.fir(x, (1, 2)) @ weights + noise * rng.standard_normal((rows, n_voxels)) for x in X
+    ]
 
 
 def closed_form(X, Y, alpha, delays):
@@ -36,7 +38,9 @@ def test_weights_equal_the_normal_equations(n_features):
 def test_each_voxel_gets_the_alpha_that_its_held_out_stories_prefer():
     X, Y = stories(n_features=20, noise=0.1)
     rng = np.random.default_rng(1)
-    Y = [np.hstack([y[:, :2], rng.standard_normal((len(y), 2))]) for y in Y]  # two voxels with signal, two without
+    Y = [
+        np.hstack([y[:, :2], rng.standard_normal((len(y), 2))]) for y in Y
+    ]  # two voxels with signal, two without
     alphas = np.logspace(-1, 7, 9)
     model = RidgeEncoder(alphas=alphas, delays=(1, 2)).fit(X, Y)
     assert model.best_alphas_[:2].max() < model.best_alphas_[2:].min()
@@ -46,7 +50,10 @@ def test_each_voxel_gets_the_alpha_that_its_held_out_stories_prefer():
     scores = np.zeros((len(alphas), y.shape[1]))
     for train, held in folds:
         for i, a in enumerate(alphas):
-            w = np.linalg.solve(design[train].T @ design[train] + a * np.eye(design.shape[1]), design[train].T @ y[train])
+            w = np.linalg.solve(
+                design[train].T @ design[train] + a * np.eye(design.shape[1]),
+                design[train].T @ y[train],
+            )
             error = ((y[held] - design[held] @ w) ** 2).sum(0)
             scores[i] += 1 - error / ((y[held] - y[held].mean(0)) ** 2).sum(0)
     np.testing.assert_allclose(model.best_alphas_[:2], alphas[scores.argmax(0)][:2])
@@ -66,8 +73,12 @@ def test_nothing_crosses_a_story_border():
     model = RidgeEncoder(delays=(1, 2)).fit(X, Y)
     alone, together = model.predict(X[1]), model.predict(X)[1]
     np.testing.assert_array_equal(alone, together)
-    first_row = (X[1][0] - model.mean_) / model.scale_ * 0 @ np.zeros((X[1].shape[1], Y[0].shape[1])) + model.y_mean_
-    np.testing.assert_allclose(alone[0], first_row, atol=1e-6)  # no row before the first: only the mean is left
+    first_row = (X[1][0] - model.mean_) / model.scale_ * 0 @ np.zeros(
+        (X[1].shape[1], Y[0].shape[1])
+    ) + model.y_mean_
+    np.testing.assert_allclose(
+        alone[0], first_row, atol=1e-6
+    )  # no row before the first: only the mean is left
 
 
 def test_features_are_scaled_by_training_statistics_alone():
@@ -132,18 +143,24 @@ def test_correlation_is_pearsons_and_zero_for_a_constant():
 def test_noise_ceiling_recovers_the_planted_one():
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((4000, 1))
-    repeats = np.stack([signal * [0.0, 0.5, 1.0] + rng.standard_normal((4000, 3)) for _ in range(5)])
+    repeats = np.stack(
+        [signal * [0.0, 0.5, 1.0] + rng.standard_normal((4000, 3)) for _ in range(5)]
+    )
     expected = np.sqrt([0, 0.25 / (0.25 + 0.2), 1 / 1.2])
     np.testing.assert_allclose(encoding.noise_ceiling(repeats)[1:], expected[1:], atol=0.02)
     assert encoding.noise_ceiling(repeats)[0] < 0.15
 
 
 def test_noise_ceiling_equals_the_closed_form_of_schoppe():
-    repeats = np.random.default_rng(2).standard_normal((4, 50, 20)) + np.random.default_rng(3).standard_normal((50, 20))
+    repeats = np.random.default_rng(2).standard_normal((4, 50, 20)) + np.random.default_rng(
+        3
+    ).standard_normal((50, 20))
     total, of_mean, n = repeats.var(1).mean(0), repeats.mean(0).var(0), 4
     power = (n * of_mean - total) / (n - 1)
     expected = 1 / np.sqrt(1 + (total / power - 1) / n)
-    np.testing.assert_allclose(encoding.noise_ceiling(repeats), np.where(power > 0, expected, 0), atol=1e-10)
+    np.testing.assert_allclose(
+        encoding.noise_ceiling(repeats), np.where(power > 0, expected, 0), atol=1e-10
+    )
 
 
 def test_noise_ceiling_of_a_dead_voxel_is_zero_and_one_hearing_is_refused():

@@ -8,9 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
-from brainlib import datasets, encoding, fireside, lowlevel
+import fireside
+from brainlib import datasets, encoding, lowlevel
+from fireside import simulation
 
-STORIES = sorted((fireside.ASSETS / "stories").glob("*.txt"))
+STORIES = sorted((simulation.ASSETS / "stories").glob("*.txt"))
 
 
 def header_and_words(path):
@@ -24,7 +26,12 @@ def test_there_are_at_least_twenty_stories_of_400_to_550_words_by_four_voices():
     assert len(STORIES) >= 20 and all(400 <= len(w) <= 550 for w in words)
     assert len({h["title"] for h in heads}) == len(STORIES)
     voices = {h["voice"] for h in heads}
-    assert {v[:2] for v in voices} == {"af", "am", "bf", "bm"}  # American and British, female and male
+    assert {v[:2] for v in voices} == {
+        "af",
+        "am",
+        "bf",
+        "bm",
+    }  # American and British, female and male
 
 
 @pytest.mark.parametrize("path", STORIES, ids=lambda p: p.stem)
@@ -40,24 +47,30 @@ def test_every_word_has_a_time_and_sounds_of_its_own(path):
     owner = np.searchsorted(story.words.start, middles, side="right") - 1
     assert set(owner) == set(range(len(words)))  # no word without a phoneme
     assert 2.5 * 60 <= story.duration <= 4 * 60
-    assert {w.lower() for w in words} <= set(fireside._glove())
+    assert {w.lower() for w in words} <= set(simulation._glove())
 
 
 def test_assets_are_an_hour_of_speech_and_stay_small():
     seconds = sum(fireside.embedded_story(p.stem).duration for p in STORIES)
-    size = sum(f.stat().st_size for f in fireside.ASSETS.parent.rglob("*") if f.is_file())
+    size = sum(f.stat().st_size for f in simulation.ASSETS.parent.rglob("*") if f.is_file())
     assert seconds >= 55 * 60 and size <= 20e6
 
 
 def test_an_independent_aligner_agreed_on_the_onsets():
-    found = json.loads((fireside.ASSETS / "alignment.json").read_text())
-    assert found["within_50_ms"] >= 0.95 and found["onsets"] > 0.98 * sum(len(header_and_words(p)[1]) for p in STORIES)
+    found = json.loads((simulation.ASSETS / "alignment.json").read_text())
+    assert found["within_50_ms"] >= 0.95 and found["onsets"] > 0.98 * sum(
+        len(header_and_words(p)[1]) for p in STORIES
+    )
 
 
 # ------------------------------------------------------------------ listeners
 def test_the_tree_is_that_of_ds003020(ds, fireside_root):
     assert (ds.name, ds.simulated, len(ds.subjects), ds.tr) == ("fireside", True, 8, 2.0)
-    assert {k: len(v) for k, v in ds.split.items()} == {"train": len(STORIES) - 3, "val": 2, "test": 1}
+    assert {k: len(v) for k, v in ds.split.items()} == {
+        "train": len(STORIES) - 3,
+        "val": 2,
+        "test": 1,
+    }
     test = ds.split["test"][0]
     Y = ds.responses("SIM01", test)
     counts = json.loads((fireside_root / "clean/derivative/respdict.json").read_text())
@@ -96,22 +109,29 @@ def test_listeners_share_a_map_and_differ(ds):
     assert 0.3 < shared < 0.9
 
 
-def test_planted_features_predict_their_own_voxels(ds):
+def test_level_features_predict_their_own_voxels(ds):
     truth, ceiling = ds.truth("SIM01"), ds.noise_ceiling("SIM01")
     for level in fireside.LEVELS:
         own = (truth[level] > 0.8).to_numpy()
-        X = {s: fireside.planted_features(ds.story(s), level) for s in ds.stories}
+        X = {s: fireside.level_features(ds.story(s), level) for s in ds.stories}
         train, test = ds.split["train"], ds.split["test"]
-        model = encoding.RidgeEncoder().fit([X[s] for s in train], [ds.responses("SIM01", s)[:, own] for s in train])
+        model = encoding.RidgeEncoder().fit(
+            [X[s] for s in train], [ds.responses("SIM01", s)[:, own] for s in train]
+        )
         r = model.score([X[s] for s in test], [ds.responses("SIM01", s)[:, own] for s in test])
         assert own.sum() > 50 and (r / ceiling[own]).mean() >= 0.75, level
 
 
 def test_on_a_null_listener_the_permutation_test_keeps_its_level(fireside_root):
     null = datasets.load("fireside", root=fireside_root / "null", noise="null")
-    X = {s: np.hstack([fireside.planted_features(null.story(s), k) for k in fireside.LEVELS]) for s in null.stories}
+    X = {
+        s: np.hstack([fireside.level_features(null.story(s), k) for k in fireside.LEVELS])
+        for s in null.stories
+    }
     train, test = null.split["train"], null.split["test"][0]
-    model = encoding.RidgeEncoder().fit([X[s] for s in train], [null.responses("SIM01", s) for s in train])
+    model = encoding.RidgeEncoder().fit(
+        [X[s] for s in train], [null.responses("SIM01", s) for s in train]
+    )
     p = encoding.permutation_test(null.responses("SIM01", test), model.predict(X[test]))
     assert 0.03 <= np.mean(p <= 0.05) <= 0.07
     assert np.mean(encoding.fdr(p) <= 0.05) < 0.01
@@ -119,7 +139,7 @@ def test_on_a_null_listener_the_permutation_test_keeps_its_level(fireside_root):
 
 def test_the_scanner_level_has_ceilings_like_real_recordings(fireside_root):
     noisy = datasets.load("fireside", root=fireside_root / "scanner", noise="scanner")
-    for split in ("test", "val"):  # ten hearings, five hearings
+    for split in ("test", "val"):  # ten repeats, five repeats
         ceiling = noisy.noise_ceiling("SIM01", split)
         assert 0.22 <= np.median(ceiling) <= 0.42
         assert 0.13 <= np.mean(ceiling == 0) <= 0.34
@@ -132,19 +152,22 @@ def test_two_builds_are_the_same_to_the_bit(ds, fireside_root):
         files = sorted((again / "derivative" / kind).glob("*"))
         assert files
         for file in files:
-            assert file.read_bytes() == (fireside_root / "clean" / file.relative_to(again)).read_bytes(), file
+            assert (
+                file.read_bytes()
+                == (fireside_root / "clean" / file.relative_to(again)).read_bytes()
+            ), file
 
 
 def test_a_killed_build_is_redone_and_never_half_used(fireside_root):
     root = fireside_root / "killed"
     code = (
-        "import os, sys, h5py; from brainlib import fireside\n"
-        "calls, noise = [], fireside._noise\n"
+        "import os, sys, h5py; from fireside import simulation\n"
+        "calls, noise = [], simulation._noise\n"
         "def dying(*a):\n"
         "    calls.append(1)\n"
         "    if len(calls) > 20: os._exit(9)\n"
         "    return noise(*a)\n"
-        "fireside._noise = dying; fireside.build(['SIM03'], root=sys.argv[1])\n"
+        "simulation._noise = dying; simulation.build(['SIM03'], root=sys.argv[1])\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(root)]).returncode == 9
     assert not (root / "derivative/preprocessed_data/SIM03").exists()
@@ -163,5 +186,5 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
 def test_the_haemodynamic_response_peaks_where_it_is_told_and_sums_to_one():
     for peak in (4.0, 6.0):
         shape = fireside.hrf(peak)
-        assert abs(shape.argmax() / fireside.RATE_HZ - peak) <= 0.2
+        assert abs(shape.argmax() / simulation.RATE_HZ - peak) <= 0.2
         assert shape.sum() == pytest.approx(1, abs=1e-5)

@@ -9,28 +9,52 @@ from brainlib import lowlevel, timing
 
 def story(phones=("HH", "AY1"), words=("hi",), audio=None):
     def table(names):
-        return pd.DataFrame({"start": np.arange(len(names), dtype=float), "end": np.arange(1.0, len(names) + 1), "text": list(names)})
+        return pd.DataFrame(
+            {
+                "start": np.arange(len(names), dtype=float),
+                "end": np.arange(1.0, len(names) + 1),
+                "text": list(names),
+            }
+        )
 
     audio = np.zeros(40 * 16_000, np.float32) if audio is None else audio
-    return SimpleNamespace(phonemes=table(phones), words=table(words), audio=audio, rate=16_000, tr_times=timing.tr_centres(10))
+    return SimpleNamespace(
+        phonemes=table(phones),
+        words=table(words),
+        audio=audio,
+        rate=16_000,
+        tr_times=timing.tr_centres(10),
+    )
 
 
 def test_articulation_of_known_phones():
     values, times = lowlevel.articulation(story(("B", "IY1", "NG")))
     names = list(lowlevel.ARTICULATION)
     found = [{names[i] for i in np.flatnonzero(row)} for row in values]
-    assert found == [{"bilabial", "stop", "voiced"}, {"high", "front"}, {"velar", "nasal", "voiced"}]
+    assert found == [
+        {"bilabial", "stop", "voiced"},
+        {"high", "front"},
+        {"velar", "nasal", "voiced"},
+    ]
     np.testing.assert_array_equal(times, [0.5, 1.5, 2.5])
 
 
 def test_every_phone_has_an_articulation_and_every_feature_a_phone():
     listed = {p for phones in lowlevel.ARTICULATION.values() for p in phones.split()}
-    assert listed == set(lowlevel.PHONES) and len(lowlevel.PHONES) == 39 and len(lowlevel.ARTICULATION) == 22
+    assert (
+        listed == set(lowlevel.PHONES)
+        and len(lowlevel.PHONES) == 39
+        and len(lowlevel.ARTICULATION) == 22
+    )
 
 
 def test_phonemes_are_one_hot_and_unknown_ones_are_zero():
     values, _ = lowlevel.phonemes(story(("AA0", "XX")))
-    assert values[0].sum() == 1 and values[0][lowlevel.PHONES.index("AA")] == 1 and values[1].sum() == 0
+    assert (
+        values[0].sum() == 1
+        and values[0][lowlevel.PHONES.index("AA")] == 1
+        and values[1].sum() == 0
+    )
 
 
 def test_a_tone_falls_into_its_band():
@@ -53,7 +77,11 @@ def test_word_rate_counts_words():
 
 @pytest.mark.parametrize("name", lowlevel.FEATURES)
 def test_every_feature_comes_at_trs_even_without_words(name):
-    empty = story(phones=[], words=[], audio=np.random.default_rng(0).standard_normal(640_000).astype(np.float32))
+    empty = story(
+        phones=[],
+        words=[],
+        audio=np.random.default_rng(0).standard_normal(640_000).astype(np.float32),
+    )
     for s in (empty, story(("HH", "AY", "B", "IY"))):
         x = lowlevel.feature_space(s, name)
         assert x.shape[0] == 10 and x.dtype == np.float32 and np.isfinite(x).all()
@@ -61,7 +89,9 @@ def test_every_feature_comes_at_trs_even_without_words(name):
 
 def test_ngrams_count_each_window_once():
     values, times = lowlevel.diphones(story(("HH", "AY", "HH", "AY")))
-    assert values.sum() == 3 and (values[0] == values[2]).all() and times.tolist() == [1.0, 2.0, 3.0]
+    assert (
+        values.sum() == 3 and (values[0] == values[2]).all() and times.tolist() == [1.0, 2.0, 3.0]
+    )
 
 
 def test_an_unknown_feature_is_refused():

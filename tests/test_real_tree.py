@@ -11,13 +11,23 @@ from lebel_tree import make_tree, manifest_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {  # what makes lebel.yaml small; a parameter that is not named here keeps its value
-    "speech_model": "wavlm-pico", "layer": -100, "window": 10.0, "hop": 8.0, "thin": 2, "n_train": 5, "n_judge": 5, "n_stories": 3, "epochs": 1,
-}  # fmt: skip
+    "speech_model": "wavlm-pico",
+    "layer": -100,
+    "window": 10.0,
+    "hop": 8.0,
+    "thin": 2,
+    "n_train": 5,
+    "n_judge": 5,
+    "n_stories": 3,
+    "epochs": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory):
-    folder = make_tree(tmp_path_factory.mktemp("real") / "made-up-ds003020", ("UTS03", "UTS09"), anatomy=True)
+    folder = make_tree(
+        tmp_path_factory.mktemp("real") / "made-up-ds003020", ("UTS03", "UTS09"), anatomy=True
+    )
     manifest_of(folder, folder.parent / "manifest.csv")
     return folder
 
@@ -36,6 +46,14 @@ def test_a_notebook_runs_on_a_tree_like_the_real_one(path, subject, mirror, tmp_
     assert given["dataset"] == "lebel2023"
     own = run_notebooks.parameters(path)
     run_notebooks.run_one(path, {k: v for k, v in given.items() if k in own}, tmp_path / "out")
-    text = "\n".join(str(o.get("text", "")) for c in nbformat.read(tmp_path / "out" / path.name, 4).cells for o in c.get("outputs", []))
-    assert "Dataset('lebel2023': recordings" in text and "ds003020: fetching" in text and "simulated SIM" not in text
+    text = "\n".join(
+        str(o.get("text", ""))
+        for c in nbformat.read(tmp_path / "out" / path.name, 4).cells
+        for o in c.get("outputs", [])
+    )
+    assert (
+        "Dataset('lebel2023': recordings" in text
+        and "ds003020: fetching" in text
+        and "simulated SIM" not in text
+    )
     assert (here / f"derivative/preprocessed_data/{subject}/wheretheressmoke.hf5").exists()

@@ -14,7 +14,9 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.site
 SITE = ROOT / "_build" / "html"
-BROWSER = next((b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None)
+BROWSER = next(
+    (b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None
+)
 
 # A page that opens others in a frame of a given width and notes what a reader would see there.
 PROBE = """<!doctype html><body><script>
@@ -62,10 +64,24 @@ def seen(tmp_path_factory):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", "--window-size=1400,1000", "--virtual-time-budget=90000"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
+    flags += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=90000",
+    ]
     flags += [f"--user-data-dir={tmp_path_factory.mktemp('browser')}", "--dump-dom"]
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}/_probe.html"

@@ -43,7 +43,9 @@ def test_seeds_repeat_and_an_absent_device_is_named():
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "c"))
-    assert runtime.cache_dir("a", "b") == tmp_path / "c" / "a" / "b" and (tmp_path / "c/a/b").is_dir()
+    assert (
+        runtime.cache_dir("a", "b") == tmp_path / "c" / "a" / "b" and (tmp_path / "c/a/b").is_dir()
+    )
 
 
 def test_track_notes_time_and_memory(capsys):
@@ -60,7 +62,9 @@ def test_vertices_without_a_voxel_take_their_nearest_neighbour(ds):
     np.testing.assert_array_equal(filled[vertices], np.arange(len(vertices)))
     wall = np.isnan(filled)
     assert 0.04 < wall.mean() < 0.1
-    assert set(filled[:10242][~wall[:10242]]) <= set(np.flatnonzero(vertices < 10242))  # no value crosses the hemispheres
+    assert set(filled[:10242][~wall[:10242]]) <= set(
+        np.flatnonzero(vertices < 10242)
+    )  # no value crosses the hemispheres
     with pytest.raises(ValueError, match="one value a voxel"):
         surface.to_fsaverage5(ds, "SIM01", np.zeros(5))
 
@@ -77,7 +81,12 @@ def test_pictures_say_simulated_by_the_data_set_s_flag(ds):
 
 # ------------------------------------------------------------------ results
 def test_a_result_keeps_its_provenance_and_comes_back(tmp_path, ds):
-    entry = results.record(tmp_path / "a.json", {"r": np.float32(0.5), "per_voxel": np.array([1.0, np.nan])}, ds, subject="SIM01")
+    entry = results.record(
+        tmp_path / "a.json",
+        {"r": np.float32(0.5), "per_voxel": np.array([1.0, np.nan])},
+        ds,
+        subject="SIM01",
+    )
     assert entry["numbers"] == {"r": 0.5, "per_voxel": [1.0, None]}
     assert entry["dataset"] == {
         "name": "fireside",
@@ -109,5 +118,9 @@ def test_a_result_of_other_data_or_settings_does_not_fit(tmp_path, ds):
     assert results.fits(tmp_path / "r.json", ds, recipe="abc", control=None)
     assert not results.fits(tmp_path / "r.json", ds, recipe="abd")
     assert not results.fits(tmp_path / "r.json", ds, recipe="abc", seed=3)
-    other = types.SimpleNamespace(name=ds.name, simulated=ds.simulated, description=dict(ds.description, SimulationVersion="0-old"))
+    other = types.SimpleNamespace(
+        name=ds.name,
+        simulated=ds.simulated,
+        description=dict(ds.description, SimulationVersion="0-old"),
+    )
     assert not results.fits(tmp_path / "r.json", other, recipe="abc")

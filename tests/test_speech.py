@@ -16,24 +16,47 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
-)  # fmt: skip
+)
 
 from brainlib import speech
 from brainlib.runtime import cache_dir
 from brainlib.speech import Fronts, SpeechEncoder, check_adapters_act, fuse_attention
 
 SMALL = dict(
-    hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(8,) * 7, num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=2, apply_spec_augment=False,
-)  # fmt: skip
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    conv_dim=(8,) * 7,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=2,
+    apply_spec_augment=False,
+)
 
 
 WHISPER = dict(
-    d_model=24, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
-    decoder_ffn_dim=48, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-)  # fmt: skip
-KINDS = {"wavlm": (WavLMModel, WavLMConfig), "wav2vec2": (Wav2Vec2Model, Wav2Vec2Config), "hubert": (HubertModel, HubertConfig)}
-FOLDERS = [(k, n, s) for k in KINDS for n, s in (("group", False), ("layer", True))] + [("hubert", "layer", False), ("whisper", "", True)]
+    d_model=24,
+    encoder_layers=2,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    vocab_size=50,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    decoder_start_token_id=1,
+)
+KINDS = {
+    "wavlm": (WavLMModel, WavLMConfig),
+    "wav2vec2": (Wav2Vec2Model, Wav2Vec2Config),
+    "hubert": (HubertModel, HubertConfig),
+}
+FOLDERS = [(k, n, s) for k in KINDS for n, s in (("group", False), ("layer", True))] + [
+    ("hubert", "layer", False),
+    ("whisper", "", True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +72,9 @@ def folder(tmp_path_factory):
                 WhisperFeatureExtractor(feature_size=80).save_pretrained(path)
             else:
                 model, config = KINDS[kind]
-                model(config(**SMALL, feat_extract_norm=norm, do_stable_layer_norm=stable)).save_pretrained(path)
+                model(
+                    config(**SMALL, feat_extract_norm=norm, do_stable_layer_norm=stable)
+                ).save_pretrained(path)
                 Wav2Vec2FeatureExtractor(do_normalize=stable).save_pretrained(path)
         return path
 
@@ -67,7 +92,9 @@ def pico():
 
 
 def noise(seconds, seed=0):
-    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * 16_000))).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * 16_000))).astype(
+        np.float32
+    )
 
 
 def test_pico_is_small_and_says_what_it_is():
@@ -85,10 +112,20 @@ def test_pico_does_on_fireside_what_was_asked_of_it(pico):
     """The kept evaluation (tools/check_pico.py) is of this very model, and meets what the book builds on."""
     kept = json.loads((speech.ASSETS / "wavlm-pico" / "evaluation.json").read_text())
     assert kept["model"] == pico.fingerprint()
-    share, fresh, accuracy = kept["share_of_ceiling"], kept["random_weights_best_layer"], kept["phoneme_accuracy"].values()
+    share, fresh, accuracy = (
+        kept["share_of_ceiling"],
+        kept["random_weights_best_layer"],
+        kept["phoneme_accuracy"].values(),
+    )
     assert max(share["phonetic"]) >= 0.4 and max(share["meaning"]) >= 0.15
-    assert all(share[k][-1] > share[k][2] > share[k][0] for k in ("phonetic", "meaning")) and max(share["acoustic"]) == share["acoustic"][0]
-    assert fresh["phonetic"] < max(share["phonetic"]) / 2 and fresh["meaning"] < max(share["meaning"]) / 2
+    assert (
+        all(share[k][-1] > share[k][2] > share[k][0] for k in ("phonetic", "meaning"))
+        and max(share["acoustic"]) == share["acoustic"][0]
+    )
+    assert (
+        fresh["phonetic"] < max(share["phonetic"]) / 2
+        and fresh["meaning"] < max(share["meaning"]) / 2
+    )
     assert min(accuracy) >= 0.6 and min(accuracy) >= 0.8 * max(accuracy) and len(accuracy) == 4
 
 
@@ -107,12 +144,17 @@ def test_the_fused_attention_changes_no_output(pico, padded):
 
 def lora(model, **options):
     torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], **options))
+    return get_peft_model(
+        model,
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"], **options),
+    )
 
 
 def test_stock_wavlm_with_lora_is_caught_and_ours_is_not(folder):
     stock = lora(AutoModel.from_pretrained(folder("wavlm", "group", False)))
-    with pytest.raises(RuntimeError, match="12 of 12 adapter tensors change nothing.*fuse_attention"):
+    with pytest.raises(
+        RuntimeError, match="12 of 12 adapter tensors change nothing.*fuse_attention"
+    ):
         check_adapters_act(stock, noise(1))
     assert fuse_attention(stock) == 2
     assert check_adapters_act(stock, noise(1)) == 12
@@ -126,8 +168,13 @@ def test_stock_peft_acts_on_every_family(folder, kind, norm, stable):
     lora(encoder.model)
     states = {k: v.clone() for k, v in encoder.model.state_dict().items()}
     assert check_adapters_act(encoder, noise(1)) == 12
-    assert all(torch.equal(v, states[k]) for k, v in encoder.model.state_dict().items()) and not encoder.model.training
-    torch.testing.assert_close(encoder.hidden_states(clips)[-1].detach(), plain)  # a new LoRA adds nothing yet
+    assert (
+        all(torch.equal(v, states[k]) for k, v in encoder.model.state_dict().items())
+        and not encoder.model.training
+    )
+    torch.testing.assert_close(
+        encoder.hidden_states(clips)[-1].detach(), plain
+    )  # a new LoRA adds nothing yet
     assert encoder.fingerprint() != name
 
 
@@ -148,12 +195,16 @@ def test_merging_an_adapter_gives_the_adapted_model(folder):
     adapted = lora(encoder.model, init_lora_weights=False)
     tuned = encoder.hidden_states(clips)[-1].detach()
     encoder.model = adapted.merge_and_unload()
-    torch.testing.assert_close(encoder.hidden_states(clips)[-1].detach(), tuned, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        encoder.hidden_states(clips)[-1].detach(), tuned, atol=1e-5, rtol=1e-4
+    )
     assert float((tuned - plain).abs().max()) > 0.01
 
 
 def test_attention_dropout_is_honoured_in_training_alone():
-    none = dict.fromkeys(("hidden_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
+    none = dict.fromkeys(
+        ("hidden_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
+    )
     torch.manual_seed(0)
     model = WavLMModel(WavLMConfig(**SMALL, **none, attention_dropout=0.5))
     fuse_attention(model)
@@ -185,7 +236,10 @@ def test_frames_depend_on_their_window_alone(pico):
     assert np.abs(states[6][times < 1] - moved[6][times < 1]).max() > 0.01
     future = audio.copy()
     future[16_000 * 8 + 80 :] = noise(1, 6)[80:]  # the last frame before 8 s sees 5 ms more
-    np.testing.assert_array_equal(pico.features(future, layers=[6], window=4, hop=2)[0][6][times < 7.9], states[6][times < 7.9])
+    np.testing.assert_array_equal(
+        pico.features(future, layers=[6], window=4, hop=2)[0][6][times < 7.9],
+        states[6][times < 7.9],
+    )
 
 
 def test_windows_cover_every_frame_once_whatever_the_batch(pico):
@@ -219,11 +273,17 @@ def test_hidden_states_are_those_of_the_stock_model(folder, kind, norm, stable):
     with torch.inference_mode():
         if kind == "whisper":
             wanted = stock.encoder(
-                WhisperFeatureExtractor()(sound, sampling_rate=16_000, return_tensors="pt").input_features, output_hidden_states=True
+                WhisperFeatureExtractor()(
+                    sound, sampling_rate=16_000, return_tensors="pt"
+                ).input_features,
+                output_hidden_states=True,
             )
         else:
             extract = Wav2Vec2FeatureExtractor.from_pretrained(path)
-            wanted = stock(extract(sound, sampling_rate=16_000, return_tensors="pt").input_values, output_hidden_states=True)
+            wanted = stock(
+                extract(sound, sampling_rate=16_000, return_tensors="pt").input_values,
+                output_hidden_states=True,
+            )
         found = encoder.hidden_states(torch.from_numpy(sound)[None])
         some = encoder.hidden_states(torch.from_numpy(sound)[None], layers=[1])
     # the last one after the final norm of a pre-norm model, whatever the version of transformers puts last into hidden_states
@@ -240,24 +300,35 @@ def test_whisper_hears_short_windows_without_padding(folder):
     assert len(times) == len(states[2]) == int(7.3 * 50) and times[-1] < 7.3
     np.testing.assert_allclose(np.diff(times), 0.02)
     longer = np.concatenate([audio, noise(3, 9)])  # what comes after a window cannot reach it
-    np.testing.assert_array_equal(encoder.features(longer, window=4, hop=2)[0][2][:300], states[2][:300])
+    np.testing.assert_array_equal(
+        encoder.features(longer, window=4, hop=2)[0][2][:300], states[2][:300]
+    )
     with pytest.raises(ValueError, match="window 40.*positions for 30 s"):
         encoder.features(audio, window=40, hop=2)
     encoder.model.save_pretrained(cache_dir("encoder-alone"))
     alone = SpeechEncoder.from_pretrained(str(cache_dir("encoder-alone")), device="cpu")
     np.testing.assert_array_equal(alone.features(audio, [2], 4, 2)[0][2], states[2])
-    fresh = SpeechEncoder.from_pretrained(str(folder("whisper", "", True)), random_weights=True, seed=3, device="cpu")
+    fresh = SpeechEncoder.from_pretrained(
+        str(folder("whisper", "", True)), random_weights=True, seed=3, device="cpu"
+    )
     assert fresh.fingerprint() != alone.fingerprint()
 
 
 def plain_protocol(path, sound, window=1.6, stride=0.1):
     """One window a call, whole model, last frame: the field's protocol with nothing clever in it."""
-    extract, model, rows = Wav2Vec2FeatureExtractor.from_pretrained(path), AutoModel.from_pretrained(path).eval(), []
+    extract, model, rows = (
+        Wav2Vec2FeatureExtractor.from_pretrained(path),
+        AutoModel.from_pretrained(path).eval(),
+        [],
+    )
     for k in range(1, round(len(sound) / 16_000 / stride) + 1):
         end = round(k * stride * 16_000)
         clip = sound[max(0, end - round(window * 16_000)) : end]
         with torch.inference_mode():
-            out = model(extract(clip, sampling_rate=16_000, return_tensors="pt").input_values, output_hidden_states=True)
+            out = model(
+                extract(clip, sampling_rate=16_000, return_tensors="pt").input_values,
+                output_hidden_states=True,
+            )
         rows.append([h[0, -1].numpy() for h in (*out.hidden_states[:-1], out.last_hidden_state)])
     return np.array(rows).transpose(1, 0, 2)
 
@@ -265,7 +336,9 @@ def plain_protocol(path, sound, window=1.6, stride=0.1):
 @pytest.mark.parametrize("kind, norm, stable", [f for f in FOLDERS if f[0] != "whisper"])
 def test_exact_is_the_field_s_protocol(folder, kind, norm, stable):
     path, sound = folder(kind, norm, stable), noise(4)
-    states, times = SpeechEncoder.from_pretrained(str(path), device="cpu").features(sound, window=1.6, exact=True)
+    states, times = SpeechEncoder.from_pretrained(str(path), device="cpu").features(
+        sound, window=1.6, exact=True
+    )
     for layer, wanted in enumerate(plain_protocol(path, sound)):
         np.testing.assert_allclose(states[layer], wanted, atol=1e-4)
     np.testing.assert_allclose(times, np.arange(1, 41) / 10)
@@ -273,7 +346,10 @@ def test_exact_is_the_field_s_protocol(folder, kind, norm, stable):
 
 def test_no_block_above_the_highest_layer_is_run(pico, monkeypatch):
     ran = []
-    hooks = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(pico.model.encoder.layers)]
+    hooks = [
+        b.register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, b in enumerate(pico.model.encoder.layers)
+    ]
     pico.features(noise(2), layers=[0, 2], cache=False)
     for hook in hooks:
         hook.remove()
@@ -302,7 +378,10 @@ def test_features_are_kept_and_read_back(pico, monkeypatch):
     np.testing.assert_array_equal(pico.features(audio, [1], 2, 1)[0][1], first[1])
     for other in (dict(audio=noise(3, 1)), dict(hop=0.5), dict(pool=0.1)):
         given = dict(audio=audio, layers=[1], window=2, hop=1) | other
-        assert pico.features(**given)[0][1].shape != first[1].shape or np.abs(pico.features(**given)[0][1] - first[1]).max() > 0
+        assert (
+            pico.features(**given)[0][1].shape != first[1].shape
+            or np.abs(pico.features(**given)[0][1] - first[1]).max() > 0
+        )
 
 
 def test_a_changed_weight_or_adapter_is_another_model(folder):
@@ -339,7 +418,10 @@ def test_fronts_are_computed_once_within_their_room(pico, monkeypatch):
     torch.testing.assert_close(tight("a", audio, starts, 32_000), first)
     monkeypatch.setattr(pico, "front", None)
     assert torch.equal(fronts("a", audio, starts[1:], 32_000), first[1:])
-    for again in (lambda: tight("a", audio, starts, 32_000), lambda: fronts("b", audio, starts, 32_000)):
+    for again in (
+        lambda: tight("a", audio, starts, 32_000),
+        lambda: fronts("b", audio, starts, 32_000),
+    ):
         with pytest.raises(TypeError):  # not kept: has to be computed
             again()
 

@@ -26,14 +26,20 @@ def test_downsampling_equals_the_field_formula():
     rng = np.random.default_rng(0)
     times, tr_times = np.sort(rng.uniform(0, 60, 300)), timing.tr_centres(20)
     x = rng.standard_normal((300, 4))
-    np.testing.assert_allclose(timing.downsample(x, times, tr_times), reference_lanczos(x, times, tr_times), atol=1e-10)
+    np.testing.assert_allclose(
+        timing.downsample(x, times, tr_times), reference_lanczos(x, times, tr_times), atol=1e-10
+    )
 
 
 def test_times_need_not_be_sorted():
     x, times = np.arange(6.0)[:, None], np.array([30.0, 12, 18, 11, 25, 14])
     order = np.argsort(times)
     tr_times = timing.tr_centres(8)
-    np.testing.assert_allclose(timing.downsample(x, times, tr_times), timing.downsample(x[order], times[order], tr_times), atol=1e-12)
+    np.testing.assert_allclose(
+        timing.downsample(x, times, tr_times),
+        timing.downsample(x[order], times[order], tr_times),
+        atol=1e-12,
+    )
 
 
 def test_a_constant_comes_out_as_samples_per_tr():
@@ -47,7 +53,9 @@ def test_tensor_and_array_agree_and_gradients_flow():
     x, times, tr_times = rng.standard_normal((500, 3)), np.arange(500) / 10, timing.tr_centres(12)
     tensor = torch.tensor(x, requires_grad=True)
     y = timing.downsample(tensor, times, tr_times)
-    np.testing.assert_allclose(y.detach().numpy(), timing.downsample(x, times, tr_times), atol=1e-12)
+    np.testing.assert_allclose(
+        y.detach().numpy(), timing.downsample(x, times, tr_times), atol=1e-12
+    )
     y.sum().backward()
     expected = np.asarray(timing.lanczos_matrix(times, tr_times).sum(0)).ravel()
     np.testing.assert_allclose(tensor.grad[:, 0].numpy(), expected, atol=1e-12)

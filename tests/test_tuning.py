@@ -8,15 +8,29 @@ import torch
 from conftest import ROOT, write_responses
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
-from brainlib import datasets, judging, recipes, results, tuning
+from brainlib import datasets, evaluation, recipes, results, tuning
 from brainlib.encoding import RidgeEncoder, noise_ceiling
 from brainlib.network import ReadOut, StoryFeatures
 from brainlib.recipes import RECIPES, Recipe
 from brainlib.speech import Fronts, SpeechEncoder
 from brainlib.tuning import BrainTuner
 
-TINY = Recipe(name="tiny", window=6.0, hop=4.0, block=5, rank=4, alpha=8.0, lr=1e-2, lr_readout=1e-2, stages=(("all", 3),))
-LOSSES = {"spatial": recipes.spatial_loss, "temporal": recipes.temporal_loss, "mse": recipes.mse_loss}
+TINY = Recipe(
+    name="tiny",
+    window=6.0,
+    hop=4.0,
+    trs_per_step=5,
+    rank=4,
+    alpha=8.0,
+    lr=1e-2,
+    lr_readout=1e-2,
+    stages=(("all", 3),),
+)
+LOSSES = {
+    "spatial": recipes.spatial_loss,
+    "temporal": recipes.temporal_loss,
+    "mse": recipes.mse_loss,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +41,20 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     torch.manual_seed(0)
-    small = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(8,) * 7)
+    small = dict(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(8,) * 7,
+    )
     folder = tmp_path_factory.mktemp("wavlm")
-    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)  # as WavLM-base-plus has it
-    WavLMModel(WavLMConfig(**small, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(
+        folder
+    )  # as WavLM-base-plus has it
+    WavLMModel(
+        WavLMConfig(**small, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -41,7 +65,11 @@ def data(tree):
     for subject in ("UTS01", "UTS02"):
         for name in "abcd":
             repeats = rng.standard_normal((3, 10, 6)) if name == "d" else None
-            write_responses(tree / f"derivative/preprocessed_data/{subject}/{name}.hf5", rng.standard_normal((10, 6)), repeats)
+            write_responses(
+                tree / f"derivative/preprocessed_data/{subject}/{name}.hf5",
+                rng.standard_normal((10, 6)),
+                repeats,
+            )
     return datasets.load(str(tree))
 
 
@@ -63,7 +91,11 @@ def weights(tuner):
 # ------------------------------------------------------------------ losses
 @pytest.mark.parametrize(
     "name, wanted",
-    [("spatial", -(1.0 + (-1.0) + 0.0) / 3), ("temporal", -(np.sqrt(3) / 2 + 0.0 + -np.sqrt(3) / 2) / 3), ("mse", (0 + 8 + 14) / 9)],
+    [
+        ("spatial", -(1.0 + (-1.0) + 0.0) / 3),
+        ("temporal", -(np.sqrt(3) / 2 + 0.0 + -np.sqrt(3) / 2) / 3),
+        ("mse", (0 + 8 + 14) / 9),
+    ],
 )
 def test_losses_by_hand(name, wanted):
     """Rows: the same; turned round; constant. Columns of the prediction are constant, or follow half of the target's turn."""
@@ -79,7 +111,10 @@ def test_losses_by_hand(name, wanted):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_of_losses_by_finite_differences(name):
     torch.manual_seed(0)
-    prediction, target = torch.randn(5, 7, dtype=torch.float64, requires_grad=True), torch.randn(5, 7, dtype=torch.float64)
+    prediction, target = (
+        torch.randn(5, 7, dtype=torch.float64, requires_grad=True),
+        torch.randn(5, 7, dtype=torch.float64),
+    )
     assert torch.autograd.gradcheck(lambda p: LOSSES[name](p, target), prediction)
 
 
@@ -97,7 +132,13 @@ def test_constant_rows_give_nothing_and_no_nan(name, value):
 def test_recipes_go_to_json_and_back_and_are_hashed_by_value():
     for recipe in RECIPES.values():
         again = Recipe.from_json(recipe.to_json())
-        assert again == recipe and again.hash() == recipe.hash() == recipe.with_(name="x").hash() != recipe.with_(lr=0.5).hash()
+        assert (
+            again == recipe
+            and again.hash()
+            == recipe.hash()
+            == recipe.with_(name="x").hash()
+            != recipe.with_(lr=0.5).hash()
+        )
     assert len({r.hash() for r in RECIPES.values()}) == len(RECIPES)
     with pytest.raises(ValueError, match=r"unknown \['speed'\]"):
         Recipe.from_json('{"name": "x", "window": 2, "hop": 1, "speed": 3}')
@@ -105,9 +146,27 @@ def test_recipes_go_to_json_and_back_and_are_hashed_by_value():
 
 def test_the_papers_values_stand():
     a, b, c = (RECIPES[k] for k in ("brainwavlm", "braintuning", "refine"))
-    assert (a.layer, a.loss, a.rank, a.targets, a.bottleneck) == (9, "spatial", 4, ("q_proj", "k_proj", "v_proj"), 100)
-    assert (b.window, b.vector, b.adapter, b.loss, b.lr, b.lr_readout, b.warmup) == (10, "mean", "full", "mse", 5e-5, 1e-4, 0.1)
-    assert c.window == 9 and c.l2 > 0 and [c.stage(e) for e in (0, c.stages[0][1])] == ["readout", "all"]
+    assert (a.layer, a.loss, a.rank, a.targets, a.bottleneck) == (
+        9,
+        "spatial",
+        4,
+        ("q_proj", "k_proj", "v_proj"),
+        100,
+    )
+    assert (b.window, b.pooling, b.adapter, b.loss, b.lr, b.lr_readout, b.warmup) == (
+        10,
+        "mean",
+        "full",
+        "mse",
+        5e-5,
+        1e-4,
+        0.1,
+    )
+    assert (
+        c.window == 9
+        and c.l2 > 0
+        and [c.stage(e) for e in (0, c.stages[0][1])] == ["readout", "all"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +176,7 @@ def test_the_papers_values_stand():
         ({"stages": (("head", 2),)}, "stages"),
         ({"hop": 9.0}, "hop <= window"),
         ({"cross_fit": 1}, "at least 2 folds"),
-        ({"vector": "frames", "to_trs": "clip"}, "one vector"),
+        ({"pooling": "frames", "resampling": "clip"}, "one vector"),
     ],
 )
 def test_impossible_recipes_are_refused(change, message):
@@ -141,13 +200,20 @@ def test_frames_at_trs_are_the_features_of_the_encoder(model_folder, data):
 
 def test_a_clip_a_tr_is_the_mean_of_the_ten_seconds_before_its_end(model_folder, data):
     enc, story = encoder(model_folder), data.story("b")
-    features = StoryFeatures(enc, TINY.with_(window=10.0, hop=2.0, vector="mean", to_trs="clip", layer=-1), story, Fronts(enc))
+    features = StoryFeatures(
+        enc,
+        TINY.with_(window=10.0, hop=2.0, pooling="mean", resampling="clip", layer=-1),
+        story,
+        Fronts(enc),
+    )
     with torch.no_grad():
         found = features(0, 10).numpy()
         for row in (0, 4, 9):
             end = int((story.tr_times[row] + 1) * 16_000)
             clip = torch.from_numpy(story.audio[end - 160_000 : end])[None]
-            np.testing.assert_allclose(found[row], enc.hidden_states(clip)[-1][0].mean(0).numpy(), atol=1e-4)
+            np.testing.assert_allclose(
+                found[row], enc.hidden_states(clip)[-1][0].mean(0).numpy(), atol=1e-4
+            )
 
 
 def test_gradients_reach_the_model_through_lanczos_and_delays(model_folder, data):
@@ -163,10 +229,17 @@ def test_a_warm_read_out_predicts_as_the_ridge_does(kind):
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((40, 5)).astype(np.float32) for _ in range(3)]
     Y = [x @ rng.standard_normal((5, 4)).astype(np.float32) + 1 for x in X]
-    ridge, readout = RidgeEncoder(delays=(1, 2)).fit(X, Y), ReadOut(5, 4, TINY.with_(readout=kind, delays=(1, 2)))
+    ridge, readout = (
+        RidgeEncoder(delays=(1, 2)).fit(X, Y),
+        ReadOut(5, 4, TINY.with_(readout=kind, delays=(1, 2))),
+    )
     readout.take(ridge, True)
-    np.testing.assert_allclose(readout(torch.from_numpy(X[0])).detach().numpy(), ridge.predict(X[0]), atol=1e-4)
-    np.testing.assert_allclose(readout(torch.from_numpy(X[0]), skip=7).detach().numpy(), ridge.predict(X[0])[7:], atol=1e-4)
+    np.testing.assert_allclose(
+        readout(torch.from_numpy(X[0])).detach().numpy(), ridge.predict(X[0]), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        readout(torch.from_numpy(X[0]), skip=7).detach().numpy(), ridge.predict(X[0])[7:], atol=1e-4
+    )
 
 
 # ------------------------------------------------------------------ training
@@ -189,7 +262,9 @@ def test_full_tuning_leaves_the_front_alone(model_folder, data):
     before = {k: v.clone() for k, v in tuner.encoder.model.state_dict().items()}
     tuner.fit(data, "UTS01", quiet=True, keep="last")
     moved = changed(before, tuner.encoder.model.state_dict())
-    assert any(k.startswith("encoder.layers") for k in moved) and not any(k.startswith("feature_extractor") for k in moved)
+    assert any(k.startswith("encoder.layers") for k in moved) and not any(
+        k.startswith("feature_extractor") for k in moved
+    )
 
 
 def test_a_stage_trains_what_it_says(model_folder, data):
@@ -213,16 +288,31 @@ def test_a_stage_trains_what_it_says(model_folder, data):
 
 
 def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data, tmp_path):
-    tuner = tuned(model_folder, data, TINY.with_(readout="ridge", ridge_scale=2.0), keep="last", folder=tmp_path)
+    tuner = tuned(
+        model_folder,
+        data,
+        TINY.with_(readout="ridge", ridge_scale=2.0),
+        keep="last",
+        folder=tmp_path,
+    )
     alpha = json.loads((tmp_path / "history.json").read_text())["alphas"]["UTS01"]
     names = data.split["train"]
     with torch.no_grad():
-        x = [StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder))(0, 10).numpy() for s in names]
+        x = [
+            StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder))(
+                0, 10
+            ).numpy()
+            for s in names
+        ]
     wanted = RidgeEncoder([2 * alpha]).fit(x, [data.responses("UTS01", s) for s in names]).coef_
-    np.testing.assert_allclose(tuner.readouts["UTS01"].map.weight.numpy().T, wanted, atol=1e-3 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        tuner.readouts["UTS01"].map.weight.numpy().T, wanted, atol=1e-3 * np.abs(wanted).max()
+    )
 
 
-def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(model_folder, data, tmp_path, monkeypatch):
+def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(
+    model_folder, data, tmp_path, monkeypatch
+):
     nets = []
 
     class Watched(tuning.TuningNet):
@@ -231,27 +321,53 @@ def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(model_folder, 
             nets.append(self)
 
     monkeypatch.setattr(tuning, "TuningNet", Watched)
-    recipe = TINY.with_(readout="ridge", cross_fit=3, ridge_scale=2.0, lr=1e-12, stages=(("all", 1),))
+    recipe = TINY.with_(
+        readout="ridge", cross_fit=3, ridge_scale=2.0, lr=1e-12, stages=(("all", 1),)
+    )
     tuner = tuned(model_folder, data, recipe, stories=["a", "b", "c"], folder=tmp_path, keep="last")
     alpha = json.loads((tmp_path / "history.json").read_text())["alphas"]["UTS01"]
     assert nets[0].fold == {"a": 0, "b": 1, "c": 2}
     for k, names in enumerate((("b", "c"), ("a", "c"), ("a", "b"))):
         with torch.no_grad():
-            x = [StoryFeatures(tuner.encoder, recipe, data.story(s), Fronts(tuner.encoder))(0, 10).numpy() for s in names]
+            x = [
+                StoryFeatures(tuner.encoder, recipe, data.story(s), Fronts(tuner.encoder))(
+                    0, 10
+                ).numpy()
+                for s in names
+            ]
         wanted = RidgeEncoder([2 * alpha]).fit(x, [data.responses("UTS01", s) for s in names]).coef_
-        np.testing.assert_allclose(nets[0].folds[f"UTS01 {k}"].map.weight.numpy().T, wanted, atol=1e-3 * np.abs(wanted).max())
+        np.testing.assert_allclose(
+            nets[0].folds[f"UTS01 {k}"].map.weight.numpy().T,
+            wanted,
+            atol=1e-3 * np.abs(wanted).max(),
+        )
 
 
 def test_the_best_epoch_on_validation_is_kept_and_patience_stops(model_folder, data, tmp_path):
-    tuner = tuned(model_folder, data, TINY.with_(stages=(("all", 8),), patience=2, lr=0.05), folder=tmp_path / "run")
+    tuner = tuned(
+        model_folder,
+        data,
+        TINY.with_(stages=(("all", 8),), patience=2, lr=0.05),
+        folder=tmp_path / "run",
+    )
     scores = [h["validation"] for h in tuner.history]
-    assert tuner.best_epoch == int(np.argmax(scores)) and len(scores) == min(tuner.best_epoch + 3, 9)
-    features = {s: StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder)) for s in data.stories}
+    assert tuner.best_epoch == int(np.argmax(scores)) and len(scores) == min(
+        tuner.best_epoch + 3, 9
+    )
+    features = {
+        s: StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder))
+        for s in data.stories
+    }
     kept = json.loads((tmp_path / "run/history.json").read_text())["alphas"]["UTS01"]
     with torch.no_grad():
         x = {s: f(0, 10).numpy() for s, f in features.items()}
-    ridge = RidgeEncoder([kept]).fit([x[s] for s in data.split["train"]], [data.responses("UTS01", s) for s in data.split["train"]])
-    again = ridge.score([x[s] for s in data.split["val"]], [data.responses("UTS01", s) for s in data.split["val"]]).mean()
+    ridge = RidgeEncoder([kept]).fit(
+        [x[s] for s in data.split["train"]],
+        [data.responses("UTS01", s) for s in data.split["train"]],
+    )
+    again = ridge.score(
+        [x[s] for s in data.split["val"]], [data.responses("UTS01", s) for s in data.split["val"]]
+    ).mean()
     assert again == pytest.approx(max(scores), abs=1e-4)
 
 
@@ -261,7 +377,9 @@ def test_two_runs_are_the_same(model_folder, data):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(model_folder, data, tmp_path, monkeypatch):
-    recipe = TINY.with_(dropout=0.2, schedule="linear", warmup=0.2, stages=(("readout", 1), ("all", 3)))
+    recipe = TINY.with_(
+        dropout=0.2, schedule="linear", warmup=0.2, stages=(("readout", 1), ("all", 3))
+    )
     whole = tuned(model_folder, data, recipe, folder=tmp_path / "whole", keep="last")
     real, calls = recipes.mse_loss, []
 
@@ -296,7 +414,10 @@ def test_broken_checkpoints_and_other_runs_are_refused(model_folder, data, tmp_p
 
 def test_another_control_or_other_voxels_are_another_run(model_folder, data, tmp_path):
     tuned(model_folder, data, TINY, folder=tmp_path)
-    for change in ({"responses": judging.block_shuffled(data, block=2)}, {"voxels": np.arange(1, 6)}):
+    for change in (
+        {"responses": evaluation.block_shuffled(data, block=2)},
+        {"voxels": np.arange(1, 6)},
+    ):
         with pytest.raises(ValueError, match="another run .different: data"):
             tuned(model_folder, data, TINY, folder=tmp_path, **change)
     with pytest.raises(ValueError, match="another run .different: training"):
@@ -328,7 +449,9 @@ def test_half_precision_trains_and_goes_on(model_folder, data, tmp_path):
 
 
 def test_saving_never_eats_another_folder(model_folder, data, tmp_path):
-    tuner = tuned(model_folder, data, TINY.with_(stages=(("all", 1),)), folder=tmp_path / "run", keep="last")
+    tuner = tuned(
+        model_folder, data, TINY.with_(stages=(("all", 1),)), folder=tmp_path / "run", keep="last"
+    )
     with pytest.raises(FileExistsError, match="something else"):
         tuner.save(tmp_path / "run")
     assert (tmp_path / "run/history.json").exists()
@@ -338,17 +461,40 @@ def test_saving_never_eats_another_folder(model_folder, data, tmp_path):
 
 
 def test_two_subjects_have_a_read_out_each(model_folder, data):
-    tuner = tuned(model_folder, data, subjects=["UTS01", "UTS02"], voxels={"UTS01": np.arange(6), "UTS02": np.arange(4)})
+    tuner = tuned(
+        model_folder,
+        data,
+        subjects=["UTS01", "UTS02"],
+        voxels={"UTS01": np.arange(6), "UTS02": np.arange(4)},
+    )
     assert [r.map.out_features for r in tuner.readouts.values()] == [6, 4]
-    alone = tuned(model_folder, data, TINY.with_(adapter="none", warm_start=True, lr_readout=1e-12), subjects="UTS02", voxels=np.arange(4))
-    both = tuned(model_folder, data, TINY.with_(adapter="none", warm_start=True, lr_readout=1e-12), subjects=["UTS01", "UTS02"],
-                 voxels={"UTS01": np.arange(6), "UTS02": np.arange(4)})  # fmt: skip
-    torch.testing.assert_close(both.readouts["UTS02"].map.weight, alone.readouts["UTS02"].map.weight, atol=1e-6, rtol=0)
+    alone = tuned(
+        model_folder,
+        data,
+        TINY.with_(adapter="none", warm_start=True, lr_readout=1e-12),
+        subjects="UTS02",
+        voxels=np.arange(4),
+    )
+    both = tuned(
+        model_folder,
+        data,
+        TINY.with_(adapter="none", warm_start=True, lr_readout=1e-12),
+        subjects=["UTS01", "UTS02"],
+        voxels={"UTS01": np.arange(6), "UTS02": np.arange(4)},
+    )
+    torch.testing.assert_close(
+        both.readouts["UTS02"].map.weight, alone.readouts["UTS02"].map.weight, atol=1e-6, rtol=0
+    )
 
 
 def test_a_run_that_diverges_stops_with_a_word(model_folder, data, tmp_path):
     with pytest.raises(RuntimeError, match="smaller learning rate; the best epoch so far lies in"):
-        tuned(model_folder, data, TINY.with_(lr=1e30, lr_readout=1e30, clip_norm=0.0, stages=(("all", 6),)), folder=tmp_path / "run")
+        tuned(
+            model_folder,
+            data,
+            TINY.with_(lr=1e30, lr_readout=1e30, clip_norm=0.0, stages=(("all", 6),)),
+            folder=tmp_path / "run",
+        )
     assert (tmp_path / "run/best.safetensors").exists()
 
 
@@ -370,7 +516,11 @@ def test_a_tuned_model_is_saved_and_loaded(model_folder, data, tmp_path, adapter
     if adapter == "lora":  # opens without brainlib
         from peft import PeftModel
 
-        merged = PeftModel.from_pretrained(AutoModel.from_pretrained(model_folder), tmp_path / "out").merge_and_unload().eval()
+        merged = (
+            PeftModel.from_pretrained(AutoModel.from_pretrained(model_folder), tmp_path / "out")
+            .merge_and_unload()
+            .eval()
+        )
         torch.testing.assert_close(merged(clips).last_hidden_state, a, atol=1e-4, rtol=1e-3)
     (tmp_path / "out/readouts.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="readouts.safetensors"):
@@ -385,35 +535,65 @@ def test_a_layer_that_is_not_there_is_told(model_folder, data):
 # ------------------------------------------------------------------ around it
 def test_controls_differ_in_the_responses_alone(data):
     y = data.responses("UTS01", "a")
-    shuffled, other = judging.block_shuffled(data, block=2)("UTS01", "a"), judging.other_story(data)("UTS01", "b")
+    shuffled, other = (
+        evaluation.block_shuffled(data, block=2)("UTS01", "a"),
+        evaluation.other_story(data)("UTS01", "b"),
+    )
     np.testing.assert_allclose(np.sort(shuffled, 0), np.sort(y, 0))
-    assert (np.abs(shuffled - y).reshape(5, 2, -1).max((1, 2)) > 0).all()  # no block in its own place
-    alone = judging.other_story(data)("UTS01", "d")  # the only test story
+    assert (
+        np.abs(shuffled - y).reshape(5, 2, -1).max((1, 2)) > 0
+    ).all()  # no block in its own place
+    alone = evaluation.other_story(data)("UTS01", "d")  # the only test story
     assert not np.array_equal(alone, data.responses("UTS01", "d"))
-    assert not np.array_equal(shuffled, y) and not np.array_equal(other, data.responses("UTS01", "b"))
-    made = judging.from_features(data, lambda story: np.arange(20.0).reshape(10, 2))("UTS01", "a")
+    assert not np.array_equal(shuffled, y) and not np.array_equal(
+        other, data.responses("UTS01", "b")
+    )
+    made = evaluation.from_features(data, lambda story: np.arange(20.0).reshape(10, 2))(
+        "UTS01", "a"
+    )
     assert shuffled.shape == other.shape == made.shape == y.shape and np.isfinite(made).all()
 
 
 def test_voxels_are_picked_without_the_scored_repeats(data, ds):
-    assert len(judging.pick_voxels(data, "UTS01")) == 6
-    with pytest.warns(UserWarning, match="every second hearing"):
-        picked = judging.pick_voxels(data, "UTS01", "ceiling > 0.0")
-    np.testing.assert_array_equal(picked, np.flatnonzero(noise_ceiling(data.repeats("UTS01", "d")[[0, 2]]) > 0))
-    assert judging.left_hearings(data, "UTS01", "ceiling > 0.0") is None  # three hearings cannot be shared out
-    assert judging.left_hearings(ds, "SIM01", "ceiling > 0.0") is None and judging.left_hearings(ds, "SIM01", "auditory") is None
-    auditory = judging.pick_voxels(ds, "SIM01", "auditory")
+    assert len(evaluation.pick_voxels(data, "UTS01")) == 6
+    with pytest.warns(UserWarning, match="every second repeat"):
+        picked = evaluation.pick_voxels(data, "UTS01", "ceiling > 0.0")
+    np.testing.assert_array_equal(
+        picked, np.flatnonzero(noise_ceiling(data.repeats("UTS01", "d")[[0, 2]]) > 0)
+    )
+    assert (
+        evaluation.held_out_repeats(data, "UTS01", "ceiling > 0.0") is None
+    )  # three repeats cannot be shared out
+    assert (
+        evaluation.held_out_repeats(ds, "SIM01", "ceiling > 0.0") is None
+        and evaluation.held_out_repeats(ds, "SIM01", "auditory") is None
+    )
+    auditory = evaluation.pick_voxels(ds, "SIM01", "auditory")
     np.testing.assert_array_equal(auditory, np.flatnonzero(ds.rois("SIM01")["auditory"]))
-    np.testing.assert_array_equal(judging.pick_voxels(ds, "SIM01", "ceiling > 0.5"), np.flatnonzero(ds.noise_ceiling("SIM01", "val") > 0.5))
+    np.testing.assert_array_equal(
+        evaluation.pick_voxels(ds, "SIM01", "ceiling > 0.5"),
+        np.flatnonzero(ds.noise_ceiling("SIM01", "val") > 0.5),
+    )
     with pytest.raises(ValueError, match="no voxels 'amygdala'"):
-        judging.pick_voxels(ds, "SIM01", "amygdala")
+        evaluation.pick_voxels(ds, "SIM01", "amygdala")
 
 
 def test_the_judge_scores_layers_by_a_ridge_of_its_own(model_folder, data):
-    scores, predicted = judging.judge(encoder(model_folder), data, "UTS01", [0, 2], voxels=[1, 3], window=6, hop=4, predictions=True)
+    scores, predicted = evaluation.judge(
+        encoder(model_folder),
+        data,
+        "UTS01",
+        [0, 2],
+        voxels=[1, 3],
+        window=6,
+        hop=4,
+        predictions=True,
+    )
     assert sorted(scores) == [0, 2] and scores[2].shape == (2,) and np.isfinite(scores[2]).all()
     y = np.concatenate([data.responses("UTS01", s)[:, [1, 3]] for s in data.split["test"]])
-    np.testing.assert_allclose([np.corrcoef(y[:, i], predicted[2][:, i])[0, 1] for i in (0, 1)], scores[2], atol=1e-5)
+    np.testing.assert_allclose(
+        [np.corrcoef(y[:, i], predicted[2][:, i])[0, 1] for i in (0, 1)], scores[2], atol=1e-5
+    )
 
 
 def test_kept_runs_are_of_this_code_and_model(ds):
@@ -425,11 +605,22 @@ def test_kept_runs_are_of_this_code_and_model(ds):
     assert set(wanted) == set(kept.index)
     pico = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu").fingerprint()
     for name, (recipe, where, which, keep_adapter) in wanted.items():
-        about = {"recipe_hash": recipe.hash(), "recipe_base_hash": RECIPES[recipe.name].hash(), "tuned_voxels": where, "control": which}
-        assert results.fits(kept.file[name], ds, model=pico, seed=recipe.seed, stories=tune_grid.STORIES, **about), name
+        about = {
+            "recipe_hash": recipe.hash(),
+            "recipe_base_hash": RECIPES[recipe.name].hash(),
+            "tuned_voxels": where,
+            "control": which,
+        }
+        assert results.fits(
+            kept.file[name], ds, model=pico, seed=recipe.seed, stories=tune_grid.STORIES, **about
+        ), name
         if keep_adapter:
             folder = ROOT / "results" / "adapters" / Path(kept.file[name]).stem
             assert (folder / "adapter_model.safetensors").stat().st_size < 500_000
-    seeds = {k: json.loads(recipe.to_json()) | {"seed": 0, "name": ""} for k, (recipe, *_) in wanted.items() if k.startswith("control")}
+    seeds = {
+        k: json.loads(recipe.to_json()) | {"seed": 0, "name": ""}
+        for k, (recipe, *_) in wanted.items()
+        if k.startswith("control")
+    }
     base = json.loads(wanted["whole cortex"][0].to_json()) | {"name": ""}
     assert all(v == base for v in seeds.values())  # a control differs in the responses alone

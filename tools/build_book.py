@@ -24,7 +24,14 @@ from run_notebooks import NotebookError, check_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE, SITE = ROOT / "_build" / "stage", ROOT / "_build" / "html"
-HOLDERS = ("README.md", "CITATION.cff", "pyproject.toml", "CONTRIBUTING.md", "notebooks/*.ipynb", "book/*.md")
+HOLDERS = (
+    "README.md",
+    "CITATION.cff",
+    "pyproject.toml",
+    "CONTRIBUTING.md",
+    "notebooks/*.ipynb",
+    "book/*.md",
+)
 
 
 class BookError(Exception):
@@ -49,8 +56,14 @@ def stage(stage_dir: Path):
     shutil.rmtree(stage_dir / "book", ignore_errors=True)
     shutil.copytree(ROOT / "book", stage_dir / "book")
     shutil.rmtree(stage_dir / "_static", ignore_errors=True)
-    (stage_dir / "book" / "_static").rename(stage_dir / "_static")  # where jupyter-book looks for style sheets
-    runs = json.loads((stage_dir / "runs.json").read_text()) if (stage_dir / "runs.json").exists() else {}
+    (stage_dir / "book" / "_static").rename(
+        stage_dir / "_static"
+    )  # where jupyter-book looks for style sheets
+    runs = (
+        json.loads((stage_dir / "runs.json").read_text())
+        if (stage_dir / "runs.json").exists()
+        else {}
+    )
     for page in pages():
         if not page.startswith("notebooks/"):
             continue
@@ -58,7 +71,9 @@ def stage(stage_dir: Path):
         if not path.exists() or path.stem not in runs:
             raise BookError(f"{page}: not executed; run tools/run_notebooks.py first")
         if path.stat().st_mtime < (ROOT / f"{page}.ipynb").stat().st_mtime:
-            raise BookError(f"{page}: changed since it was executed; run tools/run_notebooks.py again")
+            raise BookError(
+                f"{page}: changed since it was executed; run tools/run_notebooks.py again"
+            )
         check_outputs(path)
         notebook = nbformat.read(path, 4)
         prepare(notebook, runs[path.stem])
@@ -74,17 +89,21 @@ def prepare(notebook, run: dict):
     for cell in notebook.cells:
         tags = cell.metadata.setdefault("tags", [])
         if other and "mystnb" in cell.metadata:
-            cell.metadata.mystnb.image.alt = cell.metadata.mystnb.image.alt.removesuffix("; simulated")
+            cell.metadata.mystnb.image.alt = cell.metadata.mystnb.image.alt.removesuffix(
+                "; simulated"
+            )
         if "injected-parameters" in tags and "remove-cell" not in tags:
             tags.append("remove-cell")
         if cell.cell_type == "markdown":
-            lines = [x for x in cell.source.splitlines() if not x.startswith(("[![Open In Colab]", "*Made by", "*Not made from"))]
+            lines = [
+                x
+                for x in cell.source.splitlines()
+                if not x.startswith(("[![Open In Colab]", "*Made by", "*Not made from"))
+            ]
             cell.source = "\n".join(lines)
     title, _, rest = notebook.cells[0].source.partition("\n")
     given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items() if v != "")
-    note = (
-        f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
-    )
+    note = f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
     if other:
         note += "\n\n*Not made from fireside: what the text says of simulated listeners does not hold of the figures and numbers.*"
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
@@ -95,21 +114,36 @@ def measured() -> dict[str, str]:
     import soundfile
 
     folder = ROOT / "brainlib" / "assets"
-    minutes = [soundfile.info(f).duration / 60 for f in sorted((folder / "fireside" / "audio").glob("*.ogg"))]
-    aligned = json.loads((folder / "fireside" / "alignment.json").read_text())
+    minutes = [
+        soundfile.info(f).duration / 60
+        for f in sorted((ROOT / "fireside" / "assets" / "audio").glob("*.ogg"))
+    ]
+    aligned = json.loads((ROOT / "fireside" / "assets" / "alignment.json").read_text())
     log = json.loads((folder / "wavlm-pico" / "training.json").read_text())
     judged = json.loads((folder / "wavlm-pico" / "evaluation.json").read_text())
     levels, fresh = judged["share_of_ceiling"], judged["random_weights_best_layer"]
     table = ["| layer | " + " | ".join(levels) + " |", "|---" * (len(levels) + 1) + "|"]
-    table += [f"| {i} | " + " | ".join(f"{v:.2f}" for v in row) + " |" for i, row in enumerate(zip(*levels.values()))]
-    table += ["| random weights, best layer | " + " | ".join(f"{fresh[k]:.2f}" for k in levels) + " |"]
+    table += [
+        f"| {i} | " + " | ".join(f"{v:.2f}" for v in row) + " |"
+        for i, row in enumerate(zip(*levels.values()))
+    ]
+    table += [
+        "| random weights, best layer | " + " | ".join(f"{fresh[k]:.2f}" for k in levels) + " |"
+    ]
     numbers = {
-        "PICO_TABLE": "\n".join(table), "PICO_LAYER": judged["probe_layer"],
+        "PICO_TABLE": "\n".join(table),
+        "PICO_LAYER": judged["probe_layer"],
         "PICO_PHONEMES": ", ".join(f"{v:.2f} ({k})" for k, v in judged["phoneme_accuracy"].items()),
-        "N_STORIES": len(minutes), "MINUTES": f"{sum(minutes):.0f}", "SHORTEST": f"{min(minutes):.1f}", "LONGEST": f"{max(minutes):.1f}",
-        "ALIGNED": f"{aligned['within_50_ms']:.1%}", "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}", "ONSETS": aligned["onsets"],
-        "PICO_HOURS": log["hours_of_speech"], "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",
-    }  # fmt: skip
+        "N_STORIES": len(minutes),
+        "MINUTES": f"{sum(minutes):.0f}",
+        "SHORTEST": f"{min(minutes):.1f}",
+        "LONGEST": f"{max(minutes):.1f}",
+        "ALIGNED": f"{aligned['within_50_ms']:.1%}",
+        "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}",
+        "ONSETS": aligned["onsets"],
+        "PICO_HOURS": log["hours_of_speech"],
+        "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",
+    }
     return {k: str(v) for k, v in (numbers | recordings()).items()}
 
 
@@ -117,15 +151,29 @@ def recordings() -> dict:
     """What the page on real recordings says of them: from the shipped list of files, the regions' table, and the benchmark."""
     from brainlib import cortex, lebel
 
-    files, rows = lebel.manifest(), ["| listener | stories | responses (GB) | test story (GB) | anatomy (MB) |", "|---|---|---|---|---|"]
+    files, rows = (
+        lebel.manifest(),
+        [
+            "| listener | stories | responses (GB) | test story (GB) | anatomy (MB) |",
+            "|---|---|---|---|---|",
+        ],
+    )
     for subject in sorted(set(files.subject) - {""}):
         names = sum(lebel.split_of([subject]).values(), [])
         mine = files[files.subject == subject]
         heard = mine[mine.story.isin(names)]
-        test, anatomy = heard[heard.story == lebel.TEST].bytes.sum() / 1e9, mine[mine.kind == "cortex"].bytes.sum() / 1e6
-        rows.append(f"| {subject} | {len(names)} | {heard.bytes.sum() / 1e9:.2f} | {test:.2f} | {anatomy:.0f} |")
+        test, anatomy = (
+            heard[heard.story == lebel.TEST].bytes.sum() / 1e9,
+            mine[mine.kind == "cortex"].bytes.sum() / 1e6,
+        )
+        rows.append(
+            f"| {subject} | {len(names)} | {heard.bytes.sum() / 1e9:.2f} | {test:.2f} | {anatomy:.0f} |"
+        )
     regions = ["| region | aparc.a2009s | HCP-MMP1 |", "|---|---|---|"]
-    regions += [f"| `{k}` | {', '.join(a.split())} | {', '.join(b.split())} |" for k, (a, b) in cortex.REGIONS.items()]
+    regions += [
+        f"| `{k}` | {', '.join(a.split())} | {', '.join(b.split())} |"
+        for k, (a, b) in cortex.REGIONS.items()
+    ]
     for name, parts in (("auditory", cortex.AUDITORY), ("late_language", cortex.LATE_LANGUAGE)):
         regions.append(f"| `{name}` | {' + '.join(f'`{p}`' for p in parts)} | the same |")
     names = sum(lebel.split_of(["UTS03"]).values(), [])
@@ -139,14 +187,22 @@ def recordings() -> dict:
         for r in bench["runs"]
     ]
     return {
-        "LEBEL_TABLE": "\n".join(rows), "REGION_TABLE": "\n".join(regions), "RECORDINGS_TABLE": "\n".join(table), "LEBEL_FILES": len(files),
-        "LEBEL_AUDIO": f"{files[(files.kind == 'stimuli') & files.story.isin(names)].bytes.sum() / 1e9:.1f}", "SLICE": f"{part.bytes.sum() / 1e9:.1f}",
-        "RECORDINGS_SUBJECT": bench["subject"], "RECORDINGS_SHAPE": f"{bench['rows']:,} rows of {bench['voxels']:,} voxels",
-    }  # fmt: skip
+        "LEBEL_TABLE": "\n".join(rows),
+        "REGION_TABLE": "\n".join(regions),
+        "RECORDINGS_TABLE": "\n".join(table),
+        "LEBEL_FILES": len(files),
+        "LEBEL_AUDIO": f"{files[(files.kind == 'stimuli') & files.story.isin(names)].bytes.sum() / 1e9:.1f}",
+        "SLICE": f"{part.bytes.sum() / 1e9:.1f}",
+        "RECORDINGS_SUBJECT": bench["subject"],
+        "RECORDINGS_SHAPE": f"{bench['rows']:,} rows of {bench['voxels']:,} voxels",
+    }
 
 
 def status_table(runs: dict) -> str:
-    rows = [f"| {name} | {run['seconds']:.0f} | {run['peak_mb'] / 1000:.2f} |" for name, run in sorted(runs.items())]
+    rows = [
+        f"| {name} | {run['seconds']:.0f} | {run['peak_mb'] / 1000:.2f} |"
+        for name, run in sorted(runs.items())
+    ]
     return "\n".join(["", "| notebook | seconds | peak memory (GB) |", "|---|---|---|", *rows, ""])
 
 
@@ -154,7 +210,9 @@ def status_table(runs: dict) -> str:
 def check_site(site: Path):
     """Every page is there with its title; notebooks have outputs, alt texts and one Colab link to a file in git."""
     settings = config()["repository"]
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     for page in pages():
         path = site / f"{page}.html"
         if not path.exists():
@@ -166,7 +224,9 @@ def check_site(site: Path):
         for image in re.findall(r"<img\b[^>]*>", body):
             alt = html.unescape((re.search(r'alt="([^"]*)"', image) or [None, ""])[1])
             if len(alt.split()) < 4 and "logo" not in image:
-                raise BookError(f"{page}: an image without alt text of at least four words: {image[:120]}")
+                raise BookError(
+                    f"{page}: an image without alt text of at least four words: {image[:120]}"
+                )
         if 'class="output traceback' in body or "Traceback (most recent call last)" in body:
             raise BookError(f"{page}: holds an error")
         if not page.startswith("notebooks/"):
@@ -186,7 +246,9 @@ def check_site(site: Path):
 # ------------------------------------------------------------------ the public address
 def address(settings: dict | None = None) -> str:
     """`owner/name` of the repository, from the one place where it stands."""
-    return (settings or config()["repository"])["url"].removeprefix("https://github.com/").strip("/")
+    return (
+        (settings or config()["repository"])["url"].removeprefix("https://github.com/").strip("/")
+    )
 
 
 def holders() -> list[Path]:
@@ -218,7 +280,11 @@ def sync():
             for cell in notebook.cells:
                 if "find_spec" in cell.source and cell.cell_type == "code":
                     cell.source = setup_cell()
-                cell.source = re.sub(rf"blob/[^/]+/notebooks/{path.name}", f"blob/{settings['branch']}/notebooks/{path.name}", cell.source)
+                cell.source = re.sub(
+                    rf"blob/[^/]+/notebooks/{path.name}",
+                    f"blob/{settings['branch']}/notebooks/{path.name}",
+                    cell.source,
+                )
             notebook.metadata["colab"]["name"] = path.name
             new = nbformat.writes(notebook) + "\n"
         if new != text:
@@ -227,8 +293,14 @@ def sync():
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sync", action="store_true", help="only write the public address and the set-up cell where they belong")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sync",
+        action="store_true",
+        help="only write the public address and the set-up cell where they belong",
+    )
     if parser.parse_args(arguments).sync:
         sync()
         return 0

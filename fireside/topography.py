@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
+from brainlib.surface import N_VERTICES, medial_wall
+
 N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
 
 # name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, planted levels' shares, region
@@ -28,16 +29,9 @@ REGIONS = {
     "PCC (A)": ((-8, -56, 26), 24, 0.9, (0.0, 0.0, 0.0, 1.0), "precuneus"),
     "calcarine (P)": ((-8, -81, 7), 26, 0.0, (0.0, 0.0, 0.0, 0.0), "visual"),
 }
-RIGHT = 0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
-
-
-@lru_cache(maxsize=1)
-def medial_wall() -> dict[str, np.ndarray]:
-    """Where fsaverage5 is no cortex, by hemisphere, (10242,) booleans: cortex thinner than 1 mm."""
-    from nilearn.datasets import load_fsaverage_data
-
-    thickness = load_fsaverage_data(mesh="fsaverage5", data_type="thickness").data.parts
-    return {side: values <= 1.0 for side, values in thickness.items()}
+RIGHT = (
+    0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
+)
 
 
 @lru_cache(maxsize=1)
@@ -51,20 +45,32 @@ def cortex():
     vertices, smoothers, distances = [], [], []
     for side, sign in (("left", 1), ("right", -1)):
         keep = np.flatnonzero(~medial_wall()[side][:N_HEMI])
-        middle = (mesh["pial"].parts[side].coordinates + mesh["white_matter"].parts[side].coordinates) / 2
+        middle = (
+            mesh["pial"].parts[side].coordinates + mesh["white_matter"].parts[side].coordinates
+        ) / 2
         edges = mesh["pial"].parts[side].faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
         length = np.linalg.norm(middle[edges[:, 0]] - middle[edges[:, 1]], axis=1)
         graph = csr_matrix((length, edges.T), shape=(len(middle),) * 2)
         graph = graph.maximum(graph.T)
-        centres = [np.linalg.norm(middle - np.multiply(r[0], (sign, 1, 1)), axis=1).argmin() for r in REGIONS.values()]
+        centres = [
+            np.linalg.norm(middle - np.multiply(r[0], (sign, 1, 1)), axis=1).argmin()
+            for r in REGIONS.values()
+        ]
         distances.append(dijkstra(graph, indices=centres)[:, keep])
         sphere = mesh["sphere"].parts[side].coordinates[keep]
         sphere = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
         angle = np.arccos(np.clip(sphere @ sphere.T, -1, 1))
-        kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(np.float32)  # about 10 mm full width at half maximum
+        kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(
+            np.float32
+        )  # about 10 mm full width at half maximum
         smoothers.append(kernel / np.linalg.norm(kernel, axis=1, keepdims=True))
         vertices.append(keep + (0 if side == "left" else N_VERTICES))
-    return np.concatenate(vertices), smoothers, np.concatenate(distances, axis=1).astype(np.float32), len(vertices[0])
+    return (
+        np.concatenate(vertices),
+        smoothers,
+        np.concatenate(distances, axis=1).astype(np.float32),
+        len(vertices[0]),
+    )
 
 
 def field(rng, n: int, passes: int = 1) -> np.ndarray:
@@ -89,7 +95,10 @@ def rois() -> dict[str, np.ndarray]:
     """Regions as masks: within `reach` of a centre and nearest to it; unions by the field's names."""
     nearest, n_left = nearest_region(), cortex()[3]
     names = [r[4] for r in REGIONS.values()]
-    masks = {roi: np.isin(nearest, [i for i, n in enumerate(names) if n == roi]) for roi in dict.fromkeys(names)}
+    masks = {
+        roi: np.isin(nearest, [i for i, n in enumerate(names) if n == roi])
+        for roi in dict.fromkeys(names)
+    }
     masks["auditory"] = masks["auditory_core"] | masks["auditory_belt"]
     late = ("temporal", "angular", "inferior_frontal", "middle_frontal")
     masks["late_language"] = np.any([masks[m] for m in late], axis=0)

@@ -16,22 +16,32 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from . import lowlevel
-from .datasets import MIDDLE, Dataset, Story
-from .runtime import atomic, cache_dir
-from .timing import LEAD_IN_S, TR_S, downsample, scan_trs
+from brainlib import lowlevel
+from brainlib.datasets import MIDDLE, Dataset, Story
+from brainlib.runtime import atomic, cache_dir
+from brainlib.timing import LEAD_IN_S, TR_S, downsample, scan_trs
+
 from .topography import REGIONS, RIGHT, cortex, field, nearest_region, rois
 
-ASSETS = Path(__file__).parent / "assets" / "fireside"
+ASSETS = Path(__file__).parent / "assets"
 SUBJECTS = tuple(f"SIM{i:02d}" for i in range(1, 9))
-REPEATS = {"lastferry": 10, "elevenbridges": 5, "secondopinion": 5}  # the test story and the two validation stories
+REPEATS = {
+    "lastferry": 10,
+    "elevenbridges": 5,
+    "secondopinion": 5,
+}  # the test story and the two validation stories
 LEVELS = ("acoustic", "phonetic", "meaning", "context")
 VERSION = 2  # of the simulation: raise it when what is simulated changes
 RATE_HZ = 10  # of the planted features, before the haemodynamic response
 CONTEXT_S = 6.0  # time over which context integrates word meaning
-HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al. 2004: peaks vary by seconds)
+HRF_PEAKS_S = (
+    4.0,
+    5.0,
+    6.0,
+    7.0,
+)  # voxels lie between these (Handwerker et al. 2004: peaks vary by seconds)
 
-# share of one hearing's variance that is signal: (weakest, strongest driven voxel)
+# share of one repeat's variance that is signal: (weakest, strongest driven voxel)
 NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
 
 
@@ -40,7 +50,11 @@ def open_dataset(root: str | Path | None = None, noise: str = "clean", **options
     _check_noise(noise)
     root = Path(root) if root else cache_dir("fireside", noise)
     _lay_out(root, noise)
-    return Dataset(root, prepare=lambda subjects, stories, what: build(subjects, noise=noise, root=root), **options)
+    return Dataset(
+        root,
+        prepare=lambda subjects, stories, what: build(subjects, noise=noise, root=root),
+        **options,
+    )
 
 
 def build(subjects=SUBJECTS, noise: str = "clean", root: str | Path | None = None) -> Path:
@@ -51,7 +65,7 @@ def build(subjects=SUBJECTS, noise: str = "clean", root: str | Path | None = Non
     subjects : sequence of str
         Of SIM01 to SIM08.
     noise : {"clean", "scanner", "null"}
-        "clean": 10 to 50 % of a single hearing's variance is signal in driven voxels, so that an hour suffices to
+        "clean": 10 to 50 % of a single repeat's variance is signal in driven voxels, so that an hour suffices to
         learn from; "scanner": ceilings as in real recordings; "null": noise only.
     root : path, optional
         The tree; ``cache_dir("fireside", noise)`` if left out.
@@ -104,11 +118,22 @@ def _lay_out(root: Path, noise: str):
     described = root / "dataset_description.json"
     train = [s for s in _stories() if s not in REPEATS]
     most = max(REPEATS.values())
-    split = {"train": train, "val": [s for s, n in REPEATS.items() if n < most], "test": [s for s, n in REPEATS.items() if n == most]}
+    split = {
+        "train": train,
+        "val": [s for s, n in REPEATS.items() if n < most],
+        "test": [s for s, n in REPEATS.items() if n == most],
+    }
     description = {
-        "Name": "fireside", "BIDSVersion": "1.8.0", "DatasetType": "derivative", "License": "CC BY 4.0", "Simulated": True,
-        "SimulationVersion": f"{VERSION}-{_assets_hash()}", "NoiseLevel": noise, "Subjects": list(SUBJECTS), "Split": split,
-    }  # fmt: skip
+        "Name": "fireside",
+        "BIDSVersion": "1.8.0",
+        "DatasetType": "derivative",
+        "License": "CC BY 4.0",
+        "Simulated": True,
+        "SimulationVersion": f"{VERSION}-{_assets_hash()}",
+        "NoiseLevel": noise,
+        "Subjects": list(SUBJECTS),
+        "Split": split,
+    }
     if described.exists():
         found = json.loads(described.read_text())
         if found == description:
@@ -117,13 +142,21 @@ def _lay_out(root: Path, noise: str):
             raise ValueError(
                 f"{root} holds {found.get('Name')!r} at noise {found.get('NoiseLevel')!r}; expected an empty folder or fireside at {noise!r}"
             )
-        for folder in ("preprocessed_data", "truth", "rois", "fsaverage5"):  # of an older version: build anew
+        for folder in (
+            "preprocessed_data",
+            "truth",
+            "rois",
+            "fsaverage5",
+        ):  # of an older version: build anew
             shutil.rmtree(root / MIDDLE / folder, ignore_errors=True)
     counts = {}
     for name in _stories():
         story = embedded_story(name)
         counts[name] = scan_trs(story.duration)
-        for source, target in ((story.audio_path, root / "stimuli"), (story.grid_path, root / MIDDLE / "TextGrids")):
+        for source, target in (
+            (story.audio_path, root / "stimuli"),
+            (story.grid_path, root / MIDDLE / "TextGrids"),
+        ):
             with atomic(target / source.name) as part:
                 shutil.copyfile(source, part)
     _write_json(root / MIDDLE / "respdict.json", counts)
@@ -174,15 +207,19 @@ def _planted(name: str) -> dict[str, np.ndarray]:
     frames = loud[: len(loud) // steps * steps].reshape(-1, steps, loud.shape[1]).mean(1) / 80 + 1
     acoustic[: len(frames)] = frames[:n]
     out = {"acoustic": acoustic}
-    for level, (values, times), mean in zip(LEVELS[1:3], (lowlevel.articulation(story), word_vectors(story)), _token_means()):
+    for level, (values, times), mean in zip(
+        LEVELS[1:3], (lowlevel.articulation(story), word_vectors(story)), _token_means()
+    ):
         out[level] = np.zeros((n, values.shape[1]), np.float32)
         np.add.at(out[level], np.minimum((times * RATE_HZ).astype(int), n - 1), values - mean)
     kernel = np.exp(-np.arange(0, 4 * CONTEXT_S, 1 / RATE_HZ) / CONTEXT_S)
-    out["context"] = signal.fftconvolve(out["meaning"], kernel[:, None], axes=0)[:n].astype(np.float32)
+    out["context"] = signal.fftconvolve(out["meaning"], kernel[:, None], axes=0)[:n].astype(
+        np.float32
+    )
     return out
 
 
-def planted_features(story, level: str) -> np.ndarray:
+def level_features(story, level: str) -> np.ndarray:
     """What drives a simulated voxel of that level, before the haemodynamic response: (n_trs, n_features), at TRs."""
     if level not in LEVELS:
         raise KeyError(f"no planted level {level!r}; found {list(LEVELS)}")
@@ -208,17 +245,25 @@ def _driven() -> dict[str, list[np.ndarray]]:
         for name in _stories():
             values = _planted(name)[level]
             at = (embedded_story(name).tr_times * RATE_HZ).astype(int)
-            seen = [signal.fftconvolve(values, hrf(p)[:, None], axes=0)[: len(values)][at] for p in HRF_PEAKS_S]
+            seen = [
+                signal.fftconvolve(values, hrf(p)[:, None], axes=0)[: len(values)][at]
+                for p in HRF_PEAKS_S
+            ]
             stories.append(np.stack(seen).astype(np.float32))
         everything = np.concatenate(stories, axis=1)
-        mean, scale = everything.mean(1, keepdims=True), everything.std((0, 1)).mean() if level != "acoustic" else everything.std((0, 1))
+        mean, scale = (
+            everything.mean(1, keepdims=True),
+            everything.std((0, 1)).mean() if level != "acoustic" else everything.std((0, 1)),
+        )
         out[level] = [(s - mean) / scale for s in stories]
     return out
 
 
 # ------------------------------------------------------------------ listeners
 def _seed(*words) -> np.random.Generator:
-    return np.random.default_rng([zlib.crc32(str(w).encode()) for w in ("fireside", VERSION, *words)])
+    return np.random.default_rng(
+        [zlib.crc32(str(w).encode()) for w in ("fireside", VERSION, *words)]
+    )
 
 
 def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
@@ -230,21 +275,33 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
     for d, (_, reach, peak, levels, roi) in zip(distance, REGIONS.values()):
         here = peak * own.uniform(0.85, 1.0) * np.exp(-0.5 * (d / reach) ** 2)
         here[n_left:] *= 1.0 if roi.startswith("auditory") else RIGHT
-        shares += here**3 * np.array(levels)[:, None]  # the nearest region decides, its neighbours blend in
+        shares += (
+            here**3 * np.array(levels)[:, None]
+        )  # the nearest region decides, its neighbours blend in
         strength = np.maximum(strength, here)
     shares /= np.maximum(shares.sum(0), 1e-9)
-    strength[np.isin(nearest_region(), [i for i, r in enumerate(REGIONS.values()) if r[2] == 0])] = 0.0  # the null region
+    strength[
+        np.isin(nearest_region(), [i for i, r in enumerate(REGIONS.values()) if r[2] == 0])
+    ] = 0.0  # the null region
     low, high = NOISE[noise]
     driven = strength > 0.08
     gain = own.uniform(0.85, 1.0) * np.exp(0.15 * field(own, 1, 3)[0])
     level = np.clip((strength - 0.08) / 0.8, 0, 1) * gain
     snr = np.where(driven, low + (high - low) * np.clip(level, 0, 1), 0.0)
-    parts = {"shares": shares, "snr": snr, "hrf_peak": np.clip(5.3 + 0.7 * field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1])}
+    parts = {
+        "shares": shares,
+        "snr": snr,
+        "hrf_peak": np.clip(5.3 + 0.7 * field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1]),
+    }
     for name in LEVELS:
         n_features = _driven()[name][0].shape[2]
         common = field(_seed("shared", name), n_features, 2)
-        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(own, n_features, 2)  # topography is shared, weights differ
-        if name == "acoustic":  # tonotopy: each voxel prefers a band, and the preference drifts over cortex
+        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(
+            own, n_features, 2
+        )  # topography is shared, weights differ
+        if (
+            name == "acoustic"
+        ):  # tonotopy: each voxel prefers a band, and the preference drifts over cortex
             centre = n_features * (0.5 + 0.25 * np.clip(weights[0], -1.8, 1.8))
             weights = np.exp(-0.5 * ((np.arange(n_features)[:, None] - centre) / 5) ** 2)
         parts[name] = weights.astype(np.float32)
@@ -259,7 +316,12 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     stories = _stories()
     signals = _signals(parts)
     levels = {name: parts["shares"][i] * (parts["snr"] > 0) for i, name in enumerate(LEVELS)}
-    _save(root / MIDDLE / "truth" / f"{subject}.npz", **levels, snr=parts["snr"], hrf_peak=parts["hrf_peak"])
+    _save(
+        root / MIDDLE / "truth" / f"{subject}.npz",
+        **levels,
+        snr=parts["snr"],
+        hrf_peak=parts["hrf_peak"],
+    )
     _save(root / MIDDLE / "rois" / f"{subject}.npz", **rois())
     _save(root / MIDDLE / "fsaverage5" / f"{subject}.npz", vertices=cortex()[0])
     with atomic(target) as folder:
@@ -267,7 +329,8 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
         for name, clean in zip(stories, signals):
             rng = _seed(noise, subject, name)
             heard = [
-                np.sqrt(parts["snr"]) * clean + np.sqrt(1 - parts["snr"]) * _noise(rng, len(clean)) for _ in range(REPEATS.get(name, 1))
+                np.sqrt(parts["snr"]) * clean + np.sqrt(1 - parts["snr"]) * _noise(rng, len(clean))
+                for _ in range(REPEATS.get(name, 1))
             ]
             heard = np.stack([_zscore(h) for h in heard]).astype(np.float32)
             with h5py.File(folder / f"{name}.hf5", "w") as file:
@@ -278,13 +341,21 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
 
 def _save(path, **arrays):
     with atomic(path) as part, part.open("wb") as file:
-        np.savez(file, **{k: np.asarray(v, np.float32 if np.asarray(v).dtype.kind == "f" else None) for k, v in arrays.items()})
+        np.savez(
+            file,
+            **{
+                k: np.asarray(v, np.float32 if np.asarray(v).dtype.kind == "f" else None)
+                for k, v in arrays.items()
+            },
+        )
 
 
 def _signals(parts) -> list[np.ndarray]:
     """Noise-free responses, a list over stories of (n_trs, n_voxels) of unit variance over all stories where driven."""
     peaks = np.array(HRF_PEAKS_S)
-    mix = np.maximum(1 - np.abs(parts["hrf_peak"] - peaks[:, None]), 0).astype(np.float32)  # between the two nearest peaks
+    mix = np.maximum(1 - np.abs(parts["hrf_peak"] - peaks[:, None]), 0).astype(
+        np.float32
+    )  # between the two nearest peaks
     lengths = [s.shape[1] for s in _driven()[LEVELS[0]]]
     total = np.zeros((sum(lengths), mix.shape[1]), np.float32)
     for share, level in zip(parts["shares"], LEVELS):

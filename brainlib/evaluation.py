@@ -14,7 +14,7 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
     """Indices of the voxels that a rule names: "all", a region of ``ds.rois``, or "ceiling > 0.4" (and the like).
 
     The ceiling is of the validation stories: voxels are not chosen by what they are scored on. Where only the test story
-    was heard more than once, it is of every second hearing of it, with a warning: score on those of `left_hearings`.
+    was heard more than once, it is of every second repeat of it, with a warning: score on those of `held_out_repeats`.
     """
     if rule == "all":
         return np.arange(ds.responses(subject, ds.split["train"][0]).shape[1])
@@ -23,28 +23,31 @@ def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
             ceiling = ds.noise_ceiling(subject, "val")
         else:
             warnings.warn(
-                "voxels chosen by every second hearing of the test story: score on the others (judging.left_hearings)", stacklevel=2
+                "voxels chosen by every second repeat of the test story: score on the others (evaluation.held_out_repeats)",
+                stacklevel=2,
             )
-            ceiling = ds.noise_ceiling(subject, hearings=slice(None, None, 2))
+            ceiling = ds.noise_ceiling(subject, repeats=slice(None, None, 2))
         return np.flatnonzero(ceiling > float(rule.split(">")[1]))
     regions = ds.rois(subject)
     if rule not in regions:
-        raise ValueError(f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(regions)}")
+        raise ValueError(
+            f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(regions)}"
+        )
     return np.flatnonzero(regions[rule])
 
 
-def left_hearings(ds, subject, rule: str):
+def held_out_repeats(ds, subject, rule: str):
     """Hearings of the test story that a choice of voxels by this rule has left, for `judge` and ``ds.responses``.
 
     Every second one where `pick_voxels` had to choose by the others; None, for all, where it had not (or where fewer than
-    four hearings cannot be shared out: scores are then a little too good).
+    four repeats cannot be shared out: scores are then a little too good).
     """
     chosen_on_test = rule.startswith("ceiling >") and not _repeated(ds, subject, "val")
     return slice(1, None, 2) if chosen_on_test and _repeated(ds, subject, "test", 4) else None
 
 
 def _repeated(ds, subject, split, least=2):
-    return all(ds.n_hearings(subject, s) >= least for s in ds.split[split])
+    return all(ds.n_repeats(subject, s) >= least for s in ds.split[split])
 
 
 def regions(ds, subject) -> dict[str, np.ndarray]:
@@ -68,7 +71,7 @@ def judge(
     hop=None,
     cache=True,
     predictions=False,
-    hearings=None,
+    repeats=None,
 ):
     """Encoding scores of a speech model, tuned or not, all by the same rule: {layer: Pearson r of each voxel}.
 
@@ -85,18 +88,20 @@ def judge(
     on : {"test", "val"}
     window, hop, cache
         See `SpeechEncoder.features`.
-    hearings : indices or slice, optional
-        Of the test stories, score the mean of these hearings (see `left_hearings`).
+    repeats : indices or slice, optional
+        Of the test stories, score the mean of these repeats (see `held_out_repeats`).
     predictions : bool
         Return also {layer: predicted responses (n_trs, n_voxels)}, the stories end to end.
     """
     train, held = list(train or ds.split["train"]), ds.split[on]
     ds.fetch([subject], [*train, *held], ["stimuli", "responses"])
     data = {s: ds.responses(subject, s, voxels) for s in train}
-    data |= {s: ds.responses(subject, s, voxels, hearings if on == "test" else None) for s in held}
+    data |= {s: ds.responses(subject, s, voxels, repeats if on == "test" else None) for s in held}
     features = {}
     for s in data:
-        states, times = encoder.features(ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache)
+        states, times = encoder.features(
+            ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache
+        )
         features[s] = {k: downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
     scores, predicted = {}, {}
     for layer in layers:
@@ -112,7 +117,10 @@ def block_shuffled(ds, block: int = 10, seed: int = 0):
 
     def responses(subject, story):
         y = ds.responses(subject, story)
-        pieces, rng = np.array_split(np.arange(len(y)), max(len(y) // block, 3)), np.random.default_rng([seed, ds.stories.index(story)])
+        pieces, rng = (
+            np.array_split(np.arange(len(y)), max(len(y) // block, 3)),
+            np.random.default_rng([seed, ds.stories.index(story)]),
+        )
         order = rng.permutation(len(pieces))
         while (order == np.arange(len(pieces))).any():
             order = rng.permutation(len(pieces))
@@ -152,7 +160,11 @@ def from_features(ds, features, seed: int = 0):
     def responses(subject, story):
         n = ds.responses(subject, story).shape[1]
         mix = np.random.default_rng(seed).standard_normal((width, n)).astype(np.float32)
-        x = fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3)).reshape(-1, 3, width).mean(1)
+        x = (
+            fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3))
+            .reshape(-1, 3, width)
+            .mean(1)
+        )
         y = x @ mix
         return (y - y.mean(0)) / np.maximum(y.std(0), 1e-6)
 
