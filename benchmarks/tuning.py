@@ -78,15 +78,23 @@ if __name__ == "__main__":
     )
     stories = ds.split["train"][: given.stories]
     hours = sum(ds.story(s).duration for s in stories) / 3600 * given.epochs
-    voxels = evaluation.pick_voxels(ds, given.subject, recipe.voxels)[::4]
+    voxels = evaluation.pick_voxels(ds, given.subject, rule=recipe.voxels)[::4]
     print(
         f"simulated listener {given.subject}, {len(stories)} stories, {given.epochs} epochs, {len(voxels)} voxels"
     )
 
     def judged(encoder):
         last = encoder.layers - 1
-        scores = evaluation.judge(
-            encoder, ds, given.subject, [last], voxels, on="val", window=10, hop=8, cache=False
+        scores = evaluation.voxelwise_scores(
+            encoder,
+            ds,
+            subject=given.subject,
+            layers=[last],
+            voxels=voxels,
+            on="val",
+            window=10,
+            hop=8,
+            cache=False,
         )
         return f"mean r {scores[last].mean():.4f}"
 

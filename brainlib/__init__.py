@@ -1,6 +1,6 @@
 """brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
 
-Modules, in the order in which data flows: `runtime`, `timing`, `files`, `lowlevel`, `cortex`, `datasets`, `lebel`, `adapters`, `speech`, `encoding`, `surface`, `results`, `recipes`, `network`, `evaluation`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
+Modules, in the order in which data flows: `runtime`, `timing`, `files`, `encoding`, `lowlevel`, `cortex`, `datasets`, `lebel`, `adapters`, `speech`, `scores`, `surface`, `results`, `recipes`, `evaluation`, `network`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
 """
 
 import importlib
@@ -19,6 +19,7 @@ __all__ = [
     "recipes",
     "results",
     "runtime",
+    "scores",
     "speech",
     "surface",
     "timing",

@@ -52,7 +52,7 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     True
     """
 
-    def __init__(self, alphas=None, delays=(1, 2, 3, 4), n_folds=5, device=None):
+    def __init__(self, alphas=None, *, delays=(1, 2, 3, 4), n_folds=5, device=None):
         self.alphas, self.delays, self.n_folds, self.device = alphas, delays, n_folds, device
 
     def fit(self, X, Y):
@@ -289,13 +289,13 @@ def noise_ceiling(repeats) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ significance
-def permutation_test(y, y_hat, block: int = 10, n: int = 1000, seed: int = 0) -> np.ndarray:
+def permutation_test(y, y_hat, *, block: int = 10, n: int = 1000, seed: int = 0) -> np.ndarray:
     """Is a voxel's correlation above chance? Blocks of the prediction change places, without replacement.
 
     Parameters
     ----------
     y, y_hat : arrays of shape (n_trs, n_voxels)
-    trs_per_step : int
+    block : int
         TRs that stay together, so that the null keeps the signal's autocorrelation; a shorter last block moves too.
     n : int
         Permutations; the same for all voxels, so that the spatial structure of the null is kept.

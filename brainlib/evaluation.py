@@ -1,79 +1,161 @@
-"""Around a tuning run: which voxels, the same judge for every model, and controls that differ in the brain data alone."""
+"""The same evaluation for every speech model, the choice of voxels, and controls that differ in the brain data alone."""
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
+import pandas as pd
 
 from .encoding import RidgeEncoder, correlation
+from .scores import by_region, normalised
 from .timing import downsample, fir
 
 
-def pick_voxels(ds, subject, rule: str = "all") -> np.ndarray:
-    """Indices of the voxels that a rule names: "all", a region of ``ds.rois``, or "ceiling > 0.4" (and the like).
+# ------------------------------------------------------------------ voxels
+def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
+    """Indices of the voxels that a rule names.
 
-    The ceiling is of the validation stories: voxels are not chosen by what they are scored on. Where only the test story
-    was heard more than once, it is of every second repeat of it, with a warning: score on those of `held_out_repeats`.
+    Parameters
+    ----------
+    rule : str
+        "all", a region of ``ds.rois``, or "ceiling > 0.4" (any number from 0 to 1). The ceiling is that of the
+        validation stories: voxels are not chosen by what they are scored on. Where only the test story has repeats, the
+        ceiling is that of every second repeat of it, with a warning: score on the others (`scored_repeats`).
+
+    Returns
+    -------
+    voxels : array of int
+
+    Raises
+    ------
+    ValueError
+        If the rule is none of these, or if it needs repeats and the data set has none.
     """
     if rule == "all":
         return np.arange(ds.responses(subject, ds.split["train"][0]).shape[1])
-    if rule.startswith("ceiling >"):
-        if _repeated(ds, subject, "val"):
-            ceiling = ds.noise_ceiling(subject, "val")
-        else:
-            warnings.warn(
-                "voxels chosen by every second repeat of the test story: score on the others (evaluation.held_out_repeats)",
-                stacklevel=2,
-            )
-            ceiling = ds.noise_ceiling(subject, repeats=slice(None, None, 2))
-        return np.flatnonzero(ceiling > float(rule.split(">")[1]))
-    regions = ds.rois(subject)
-    if rule not in regions:
+    threshold = _ceiling_threshold(rule)
+    if threshold is not None:
+        return np.flatnonzero(_choosing_ceiling(ds, subject) > threshold)
+    masks = ds.rois(subject)
+    if rule not in masks:
         raise ValueError(
-            f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(regions)}"
+            f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(masks)}"
         )
-    return np.flatnonzero(regions[rule])
+    return np.flatnonzero(masks[rule])
 
 
-def held_out_repeats(ds, subject, rule: str):
-    """Hearings of the test story that a choice of voxels by this rule has left, for `judge` and ``ds.responses``.
+def scored_repeats(ds, subject, *, rule: str):
+    """Repeats of the test stories that a choice of voxels has left to be scored on.
 
-    Every second one where `pick_voxels` had to choose by the others; None, for all, where it had not (or where fewer than
-    four repeats cannot be shared out: scores are then a little too good).
+    Returns
+    -------
+    repeats : slice or None
+        Every second repeat where `pick_voxels` had to choose by the others. None, for all, where it had not, or where
+        fewer than four repeats cannot be shared out: scores are then a little too good.
     """
-    chosen_on_test = rule.startswith("ceiling >") and not _repeated(ds, subject, "val")
+    chosen_on_test = _ceiling_threshold(rule) is not None and not _repeated(ds, subject, "val")
     return slice(1, None, 2) if chosen_on_test and _repeated(ds, subject, "test", 4) else None
 
 
-def _repeated(ds, subject, split, least=2):
-    return all(ds.n_repeats(subject, s) >= least for s in ds.split[split])
-
-
 def regions(ds, subject) -> dict[str, np.ndarray]:
-    """Masks of ``ds.rois``; for a listener without anatomy a single one, of voxels with a ceiling above 0.4 (`pick_voxels`)."""
+    """Masks of ``ds.rois``.
+
+    A subject without anatomy has a single one, of voxels with a ceiling above 0.4 (see `pick_voxels`); without repeats
+    either, that of all voxels.
+    """
     masks = ds.rois(subject)
-    if not masks:
-        masks = {"ceiling > 0.4": np.zeros(len(ds.noise_ceiling(subject)), bool)}
-        masks["ceiling > 0.4"][pick_voxels(ds, subject, "ceiling > 0.4")] = True
-    return masks
+    if masks:
+        return masks
+    n_voxels = len(pick_voxels(ds, subject))
+    if not _repeated(ds, subject, "val") and not _repeated(ds, subject, "test"):
+        return {"all voxels": np.ones(n_voxels, bool)}
+    chosen = pick_voxels(ds, subject, rule="ceiling > 0.4")
+    return {"ceiling > 0.4": np.isin(np.arange(n_voxels), chosen)}
 
 
-def judge(
+def _ceiling_threshold(rule):
+    """The number of a rule "ceiling > number", None for a rule of another kind."""
+    if not rule.startswith("ceiling"):
+        return None
+    number = re.fullmatch(r"ceiling\s*>\s*(0?\.\d+|[01](?:\.\d*)?)\s*", rule)
+    if number is None or float(number[1]) >= 1:
+        raise ValueError(
+            f"rule {rule!r} cannot be read; expected 'ceiling > ' and a number from 0 to 1, as in 'ceiling > 0.4'"
+        )
+    return float(number[1])
+
+
+def _choosing_ceiling(ds, subject):
+    """Noise ceiling to choose voxels by: of the validation stories, else of every second repeat of the test stories."""
+    if _repeated(ds, subject, "val"):
+        return ds.noise_ceiling(subject, split="val")
+    warnings.warn(
+        "voxels chosen by every second repeat of the test story: score on the others (evaluation.scored_repeats)",
+        stacklevel=3,
+    )
+    return ds.noise_ceiling(subject, repeats=slice(None, None, 2))
+
+
+def _repeated(ds, subject, split, at_least=2):
+    return all(ds.n_repeats(subject, story) >= at_least for story in ds.split[split])
+
+
+# ------------------------------------------------------------------ scores
+def fresh_ridge(features, responses, *, stories, delays=(1, 2, 3, 4), alpha=None) -> RidgeEncoder:
+    """The rule by which every model is evaluated: a ridge fitted anew on frozen features.
+
+    Parameters
+    ----------
+    features : dict of arrays of shape (n_trs, width), by story
+    responses : dict of arrays of shape (n_trs, n_voxels), by story
+    stories : list of str
+        To fit on.
+    alpha : float, optional
+        One penalty for all voxels (see `shared_alpha`); searched per voxel if left out.
+    """
+    ridge = RidgeEncoder(None if alpha is None else [alpha], delays=delays)
+    return ridge.fit([features[s] for s in stories], [responses[s] for s in stories])
+
+
+def shared_alpha(ridge) -> float:
+    """One penalty for all voxels of a searched ridge: the median over those that it predicts in cross-validation.
+
+    Where most voxels cannot be predicted, their penalties say nothing; where most can, all count.
+    """
+    predictable = ridge.cv_scores_ > 0
+    if not 0 < predictable.mean() < 0.5:
+        predictable = slice(None)
+    return float(np.median(ridge.best_alphas_[predictable]))
+
+
+def measured(ds, subject, *, on: str = "test", voxels=None, repeats=None) -> np.ndarray:
+    """Responses to the stories of a split, end to end: (n_trs, n_voxels), each story z-scored.
+
+    `repeats` (indices or slice) takes the mean of these; it is for the test stories (see `scored_repeats`).
+    """
+    repeats = repeats if on == "test" else None
+    return np.concatenate(
+        [ds.responses(subject, s, voxels=voxels, repeats=repeats) for s in ds.split[on]]
+    )
+
+
+def voxelwise_predictions(
     encoder,
     ds,
+    *,
     subject,
     layers,
-    voxels=slice(None),
+    voxels=None,
     train=None,
-    on="test",
+    on: str = "test",
     window=None,
     hop=None,
-    cache=True,
-    predictions=False,
+    cache: bool = True,
     repeats=None,
-):
-    """Encoding scores of a speech model, tuned or not, all by the same rule: {layer: Pearson r of each voxel}.
+) -> dict[int, np.ndarray]:
+    """Predicted responses from a speech model, tuned or not, all by the same rule.
 
     The model is frozen, its features are brought to TRs, and a ridge is fitted anew on the training stories; the
     read-out that a model was tuned with is never used.
@@ -82,45 +164,151 @@ def judge(
     ----------
     encoder : SpeechEncoder
     layers : sequence of int
-    voxels : indices, optional
+    voxels : indices or mask, optional
     train : list of str, optional
         Training stories; all of the split if left out.
     on : {"test", "val"}
     window, hop, cache
         See `SpeechEncoder.features`.
-    repeats : indices or slice, optional
-        Of the test stories, score the mean of these repeats (see `held_out_repeats`).
-    predictions : bool
-        Return also {layer: predicted responses (n_trs, n_voxels)}, the stories end to end.
+    repeats
+        Ignored: predictions do not depend on the repeats that are scored. Here so that the same settings serve
+        `voxelwise_scores` and `measured`.
+
+    Returns
+    -------
+    predictions : dict of arrays of shape (n_trs, n_voxels), by layer
+        The stories of the split end to end, as `measured` has them.
     """
-    train, held = list(train or ds.split["train"]), ds.split[on]
-    ds.fetch([subject], [*train, *held], ["stimuli", "responses"])
-    data = {s: ds.responses(subject, s, voxels) for s in train}
-    data |= {s: ds.responses(subject, s, voxels, repeats if on == "test" else None) for s in held}
-    features = {}
-    for s in data:
-        states, times = encoder.features(
-            ds.story(s).audio, layers, window, hop, pool=0.1, cache=cache
-        )
-        features[s] = {k: downsample(x, times, ds.story(s).tr_times) for k, x in states.items()}
-    scores, predicted = {}, {}
+    train, scored = list(train or ds.split["train"]), ds.split[on]
+    ds.fetch([subject], [*train, *scored], what=["stimuli", "responses"])
+    responses = {s: ds.responses(subject, s, voxels=voxels) for s in train}
+    features = {
+        s: _features_at_trs(encoder, ds.story(s), layers, window=window, hop=hop, cache=cache)
+        for s in dict.fromkeys([*train, *scored])
+    }
+    predictions = {}
     for layer in layers:
-        model = RidgeEncoder().fit([features[s][layer] for s in train], [data[s] for s in train])
-        predicted[layer] = np.concatenate(model.predict([features[s][layer] for s in held]))
-        scores[layer] = correlation(np.concatenate([data[s] for s in held]), predicted[layer])
-    return (scores, predicted) if predictions else scores
+        states = {s: features[s][layer] for s in features}
+        ridge = fresh_ridge(states, responses, stories=train)
+        predictions[layer] = np.concatenate(ridge.predict([states[s] for s in scored]))
+    return predictions
+
+
+def voxelwise_scores(
+    encoder, ds, *, subject, layers, voxels=None, on: str = "test", repeats=None, **settings
+) -> dict[int, np.ndarray]:
+    """Encoding scores of a speech model: {layer: Pearson r of each voxel (n_voxels,)}.
+
+    Parameters
+    ----------
+    repeats : indices or slice, optional
+        Of the test stories, score the mean of these repeats (see `scored_repeats`).
+    **settings
+        `train`, `window`, `hop`, `cache`: see `voxelwise_predictions`, which has the other parameters too.
+    """
+    predictions = voxelwise_predictions(
+        encoder, ds, subject=subject, layers=layers, voxels=voxels, on=on, **settings
+    )
+    y = measured(ds, subject, on=on, voxels=voxels, repeats=repeats)
+    return {layer: correlation(y, predicted) for layer, predicted in predictions.items()}
+
+
+def evaluate(
+    encoder,
+    ds,
+    *,
+    subjects=None,
+    layers=None,
+    voxels="all",
+    floor: float = 0.2,
+    on: str = "test",
+    repeats=None,
+    **settings,
+) -> pd.DataFrame:
+    """Encoding scores of a speech model, one row per subject, layer and region.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+    subjects : str or list of str, optional
+        All of the data set if left out.
+    layers : int or sequence of int, optional
+        All if left out.
+    voxels : str, indices, or dict of indices by subject
+        What is scored; a str is a rule of `pick_voxels`. Where the rule, or the choice of a region, used half of the
+        test story's repeats, the others are scored (`scored_repeats`), unless `repeats` is given.
+    floor : float
+        See `scores.normalised`.
+    **settings
+        `train`, `window`, `hop`, `cache`: see `voxelwise_predictions`.
+
+    Returns
+    -------
+    scores : DataFrame
+        `subject`, `layer`, `region` ("all voxels" first, then those of `regions`), `n_voxels` (scored), `r` (mean Pearson
+        correlation), `normalised` (mean noise-ceiling-normalised correlation; NaN without repeats), `n_below_floor`
+        (voxels that `normalised` leaves out).
+    """
+    subjects = [subjects] if isinstance(subjects, str) else list(subjects or ds.subjects)
+    layers = range(encoder.layers) if layers is None else np.atleast_1d(layers).tolist()
+    rows = []
+    for subject in subjects:
+        columns, masks, kept = _scored_voxels(ds, subject, voxels)
+        kept = kept if repeats is None else repeats
+        options = {"on": on, "voxels": columns, "repeats": kept}
+        scores = voxelwise_scores(
+            encoder, ds, subject=subject, layers=layers, **options, **settings
+        )
+        ceiling = np.full(len(columns), np.nan)
+        if _repeated(ds, subject, on):
+            kept = kept if on == "test" else None
+            ceiling = ds.noise_ceiling(subject, split=on, repeats=kept)[columns]
+        for layer, r in scores.items():
+            table = pd.DataFrame({"n_voxels": {name: int(m.sum()) for name, m in masks.items()}})
+            table["r"] = by_region(r, masks)
+            table["normalised"] = by_region(normalised(r, ceiling, floor=floor), masks)
+            table["n_below_floor"] = [int((~(ceiling[m] > floor)).sum()) for m in masks.values()]
+            table = table.rename_axis("region").reset_index()
+            table.insert(0, "subject", subject)
+            table.insert(1, "layer", layer)
+            rows.append(table)
+    return pd.concat(rows, ignore_index=True)
+
+
+def _scored_voxels(ds, subject, voxels):
+    """Indices of the voxels, {region: mask over them}, and the repeats that choosing voxels and regions left."""
+    voxels = voxels[subject] if isinstance(voxels, dict) else voxels
+    rule = voxels if isinstance(voxels, str) else "all"
+    columns = pick_voxels(ds, subject, rule=rule)
+    if not isinstance(voxels, str):
+        columns = columns[voxels]
+    masks = {"all voxels": np.ones(len(columns), bool)}
+    masks |= {name: mask[columns] for name, mask in regions(ds, subject).items()}
+    repeats = [scored_repeats(ds, subject, rule=name) for name in (rule, *masks)]
+    return columns, masks, next((r for r in repeats if r is not None), None)
+
+
+def _features_at_trs(encoder, story, layers, *, window, hop, cache):
+    states, times = encoder.features(
+        story.audio, layers, window=window, hop=hop, pool=0.1, cache=cache
+    )
+    return {layer: downsample(x, times, story.tr_times) for layer, x in states.items()}
 
 
 # ------------------------------------------------------------------ controls
-def block_shuffled(ds, block: int = 10, seed: int = 0):
-    """Responses of the same story with its blocks of TRs in another order, none in its own place, for `BrainTuner.fit`."""
+def shuffled_responses(ds, *, block: int = 10, seed: int = 0):
+    """Responses of the same story with its blocks of TRs in another order, none in its own place.
+
+    Returns
+    -------
+    responses : callable
+        ``(subject, story) -> (n_trs, n_voxels)``, for `BrainTuner.fit`.
+    """
 
     def responses(subject, story):
         y = ds.responses(subject, story)
-        pieces, rng = (
-            np.array_split(np.arange(len(y)), max(len(y) // block, 3)),
-            np.random.default_rng([seed, ds.stories.index(story)]),
-        )
+        pieces = np.array_split(np.arange(len(y)), max(len(y) // block, 3))
+        rng = np.random.default_rng([seed, ds.stories.index(story)])
         order = rng.permutation(len(pieces))
         while (order == np.arange(len(pieces))).any():
             order = rng.permutation(len(pieces))
@@ -137,8 +325,8 @@ def other_story(ds):
 
     def responses(subject, story):
         group = next(names for names in ds.split.values() if story in names)
-        group = group if len(group) > 1 else [*group, *ds.split["train"], *ds.split["val"]]
-        group = list(dict.fromkeys(group))
+        if len(group) == 1:
+            group = list(dict.fromkeys([*group, *ds.split["train"], *ds.split["val"]]))
         if len(group) < 2:
             raise ValueError(f"{ds.name} has no other story than {story!r} to take responses from")
         y = ds.responses(subject, group[(group.index(story) + 1) % len(group)])
@@ -147,7 +335,7 @@ def other_story(ds):
     return responses
 
 
-def from_features(ds, features, seed: int = 0):
+def from_features(ds, features, *, seed: int = 0):
     """Targets made from features of the stories instead of brains: delayed as blood is, mixed at random to as many columns.
 
     Parameters
@@ -158,14 +346,13 @@ def from_features(ds, features, seed: int = 0):
     width = features(ds.story(ds.stories[0])).shape[1]
 
     def responses(subject, story):
-        n = ds.responses(subject, story).shape[1]
-        mix = np.random.default_rng(seed).standard_normal((width, n)).astype(np.float32)
-        x = (
-            fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3))
-            .reshape(-1, 3, width)
-            .mean(1)
-        )
-        y = x @ mix
+        n_voxels = ds.responses(subject, story).shape[1]
+        mix = np.random.default_rng(seed).standard_normal((width, n_voxels)).astype(np.float32)
+        delayed = fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3))
+        y = delayed.reshape(-1, 3, width).mean(1) @ mix
         return (y - y.mean(0)) / np.maximum(y.std(0), 1e-6)
 
     return responses
+
+
+CONTROLS = {"shuffled responses": shuffled_responses, "other story": other_story}

@@ -103,7 +103,7 @@ class _Judge(TrainerCallback):
                 )  # where most voxels cannot be predicted, their penalties say nothing
                 some = some if 0 < some.mean() < 0.5 else slice(None)
                 self.alphas[subject] = float(np.median(searched.best_alphas_[some]))
-            plain = RidgeEncoder([self.alphas[subject]], recipe.delays).fit(*fit)
+            plain = RidgeEncoder([self.alphas[subject]], delays=recipe.delays).fit(*fit)
             scores.append(plain.score([x[s] for s in self.val], [data[s] for s in self.val]).mean())
             if first or recipe.readout == "ridge":
                 jobs = [(readout, self.train)]
@@ -115,7 +115,7 @@ class _Judge(TrainerCallback):
                     ridge = plain  # the very fit that was scored, unless its penalty or its stories are others
                     if recipe.ridge_scale != 1 or module is not readout:
                         ridge = RidgeEncoder(
-                            [recipe.ridge_scale * self.alphas[subject]], recipe.delays
+                            [recipe.ridge_scale * self.alphas[subject]], delays=recipe.delays
                         )
                         ridge.fit([x[s] for s in names], [data[s] for s in names])
                     module.take(ridge, recipe.readout == "ridge" or recipe.warm_start)
@@ -290,7 +290,7 @@ class BrainTuner:
             )
         if not isinstance(voxels, dict):
             voxels = {
-                s: pick_voxels(ds, s, recipe.voxels) if voxels is None else np.asarray(voxels)
+                s: pick_voxels(ds, s, rule=recipe.voxels) if voxels is None else np.asarray(voxels)
                 for s in subjects
             }
         ds.fetch(subjects, train + val, ["stimuli", "responses"])

@@ -99,3 +99,44 @@ def ds(fireside_root):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return datasets.load("fireside", root=fireside_root / "clean")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A WavLM of two layers with random weights."""
+    import torch
+    from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
+
+    torch.manual_seed(0)
+    small = dict(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(8,) * 7,
+    )
+    folder = tmp_path_factory.mktemp("wavlm")
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(
+        folder
+    )  # as WavLM-base-plus has it
+    WavLMModel(
+        WavLMConfig(**small, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tree):
+    """Two subjects; voxels follow the loudness of the sound a little."""
+    from brainlib import datasets
+
+    rng = np.random.default_rng(1)
+    for subject in ("UTS01", "UTS02"):
+        for name in "abcd":
+            repeats = rng.standard_normal((3, 10, 6)) if name == "d" else None
+            write_responses(
+                tree / f"derivative/preprocessed_data/{subject}/{name}.hf5",
+                rng.standard_normal((10, 6)),
+                repeats,
+            )
+    return datasets.load(str(tree))

@@ -33,7 +33,9 @@ def by_level(encoder, ds, subject="SIM01"):
     keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
     levels, scores = (
         truth.level.to_numpy()[keep],
-        evaluation.judge(encoder, ds, subject, range(encoder.layers), keep, **LOOKS),
+        evaluation.voxelwise_scores(
+            encoder, ds, subject=subject, layers=range(encoder.layers), voxels=keep, **LOOKS
+        ),
     )
     rows = {
         layer: pd.Series(r / ceiling[keep]).groupby(levels).mean() for layer, r in scores.items()

@@ -3,7 +3,7 @@
     python tools/tune_grid.py [--only NAME] [--part 0/2] [--model wavlm-pico] [--subject SIM01] [--out results/tuning]
 
 A run that is there and still fits (recipe, data, model, stories) is not run again. Every run is judged like every other:
-weights frozen, features taken anew, ridge refitted on all training stories, scored on the test story (``evaluation.judge``).
+weights frozen, features taken anew, ridge refitted on all training stories, scored on the test story (``evaluation.voxelwise_scores``).
 Adapters that later notebooks need are kept beside the numbers.
 """
 
@@ -58,7 +58,7 @@ def conditions():
 def control(ds, name):
     """Responses to tune on instead of the listener's."""
     if name == "shuffled responses":
-        return evaluation.block_shuffled(ds)
+        return evaluation.shuffled_responses(ds)
     if name == "other story":
         return evaluation.other_story(ds)
     if name == "own sound":
@@ -70,11 +70,11 @@ def control(ds, name):
 
 def chosen(ds, subject, rule, voxels):
     """Every fourth voxel whose ceiling (validation stories) the recipe asks for, in a region or all."""
-    picked = evaluation.pick_voxels(ds, subject, rule)[::EVERY]
+    picked = evaluation.pick_voxels(ds, subject, rule=rule)[::EVERY]
     return (
         picked
         if voxels == "all"
-        else np.intersect1d(picked, evaluation.pick_voxels(ds, subject, voxels))
+        else np.intersect1d(picked, evaluation.pick_voxels(ds, subject, rule=voxels))
     )
 
 
@@ -137,7 +137,9 @@ def run(name, ds, subject, model, out):
     judged = np.flatnonzero(ds.noise_ceiling(subject, "val") > 0.2)
     layer = recipe.layer % encoder.layers
     options = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
-    r = evaluation.judge(encoder, ds, subject, [layer], judged, **options)[layer]
+    r = evaluation.voxelwise_scores(
+        encoder, ds, subject=subject, layers=[layer], voxels=judged, **options
+    )[layer]
     numbers = summary(ds, subject, r, judged) | {
         "history": tuner.history,
         "best_epoch": tuner.kept_epoch if tuner.history else 0,
