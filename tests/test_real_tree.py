@@ -12,13 +12,12 @@ from lebel_tree import make_tree, manifest_of
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {  # what makes lebel.yaml small; a parameter that is not named here keeps its value
     "speech_model": "wavlm-pico",
-    "layer": -100,
+    "layer": None,
     "window": 10.0,
     "hop": 8.0,
-    "thin": 2,
+    "voxel_step": 2,
     "n_train": 5,
-    "n_judge": 5,
-    "n_stories": 3,
+    "n_tuning_stories": 3,
     "epochs": 1,
 }
 

@@ -1,7 +1,7 @@
 """Build the site from executed notebooks, and refuse a site that only looks built.
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
-    python tools/build_book.py --sync    # write address, branch and set-up cell into every file that holds them
+    python tools/build_book.py --sync    # write address, branch, set-up cell and the notebooks' own parameter files
 
 Staged: `_config.yml`, `_toc.yml`, `book/`, and the executed notebooks under the same relative paths, so that Colab links
 point at the clean notebooks in git. Then jupyter-book with warnings as errors, then assertions on the HTML.
@@ -20,10 +20,12 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from run_notebooks import NotebookError, check_outputs
+from run_notebooks import NotebookError, check_outputs, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGE, SITE = ROOT / "_build" / "stage", ROOT / "_build" / "html"
+PARAMS = ROOT / "notebooks" / "params"
+STAGE = ROOT / "_build" / "stage"
+SITE = ROOT / "_build" / "html"
 HOLDERS = (
     "README.md",
     "CITATION.cff",
@@ -55,32 +57,35 @@ def stage(stage_dir: Path):
         shutil.copy(ROOT / name, stage_dir / name)
     shutil.rmtree(stage_dir / "book", ignore_errors=True)
     shutil.copytree(ROOT / "book", stage_dir / "book")
-    shutil.rmtree(stage_dir / "_static", ignore_errors=True)
-    (stage_dir / "book" / "_static").rename(
-        stage_dir / "_static"
-    )  # where jupyter-book looks for style sheets
-    runs = (
-        json.loads((stage_dir / "runs.json").read_text())
-        if (stage_dir / "runs.json").exists()
-        else {}
-    )
+    for folder in ("_static", "tools"):
+        shutil.rmtree(stage_dir / folder, ignore_errors=True)
+    # jupyter-book looks for style sheets at the top
+    (stage_dir / "book" / "_static").rename(stage_dir / "_static")
+    shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
+    report = stage_dir / "runs.json"
+    runs = json.loads(report.read_text()) if report.exists() else {}
     for page in pages():
-        if not page.startswith("notebooks/"):
-            continue
-        path = stage_dir / f"{page}.ipynb"
-        if not path.exists() or path.stem not in runs:
-            raise BookError(f"{page}: not executed; run tools/run_notebooks.py first")
-        if path.stat().st_mtime < (ROOT / f"{page}.ipynb").stat().st_mtime:
-            raise BookError(
-                f"{page}: changed since it was executed; run tools/run_notebooks.py again"
-            )
-        check_outputs(path)
-        notebook = nbformat.read(path, 4)
-        prepare(notebook, runs[path.stem])
-        nbformat.write(notebook, path)
+        if page.startswith("notebooks/"):
+            stage_notebook(stage_dir, page, runs)
     values = measured() | {"RUNS": status_table(runs)}
     for path in (stage_dir / "book").glob("*.md"):
         path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
+
+
+def stage_notebook(stage_dir: Path, page: str, runs: dict):
+    """Refuse a notebook that was not executed as it stands in git; prepare the executed one for the site."""
+    path = stage_dir / f"{page}.ipynb"
+    if not path.exists() or path.stem not in runs:
+        raise BookError(f"{page}: not executed; run tools/run_notebooks.py first")
+    if path.stat().st_mtime < (ROOT / f"{page}.ipynb").stat().st_mtime:
+        raise BookError(f"{page}: changed since it was executed; run tools/run_notebooks.py again")
+    check_outputs(path)
+    notebook = nbformat.read(path, 4)
+    prepare(notebook, runs[path.stem])
+    nbformat.write(notebook, path)
+
+
+GENERATED = ("[![Open In Colab]", "*Made by", "*Not made from")  # lines that stage writes or drops
 
 
 def prepare(notebook, run: dict):
@@ -89,51 +94,44 @@ def prepare(notebook, run: dict):
     for cell in notebook.cells:
         tags = cell.metadata.setdefault("tags", [])
         if other and "mystnb" in cell.metadata:
-            cell.metadata.mystnb.image.alt = cell.metadata.mystnb.image.alt.removesuffix(
-                "; simulated"
-            )
+            image = cell.metadata.mystnb.image
+            image.alt = image.alt.removesuffix("; simulated")
         if "injected-parameters" in tags and "remove-cell" not in tags:
             tags.append("remove-cell")
         if cell.cell_type == "markdown":
-            lines = [
-                x
-                for x in cell.source.splitlines()
-                if not x.startswith(("[![Open In Colab]", "*Made by", "*Not made from"))
-            ]
-            cell.source = "\n".join(lines)
+            lines = cell.source.splitlines()
+            cell.source = "\n".join(x for x in lines if not x.startswith(GENERATED))
     title, _, rest = notebook.cells[0].source.partition("\n")
-    given = ", ".join(f"`{k}` {v}" for k, v in run["parameters"].items() if v != "")
-    note = f"*Made by `make book` in {run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory; parameters: {given or 'defaults'}.*"
+    values = run["parameters"].items()
+    listed = ", ".join(f"`{k}` {v}" for k, v in values if v not in ("", None)) or "defaults"
+    took = f"{run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory"
+    note = f"*Made by `make book` in {took}; parameters: {listed}.*"
     if other:
-        note += "\n\n*Not made from fireside: what the text says of simulated listeners does not hold of the figures and numbers.*"
+        note += (
+            "\n\n*Not made from fireside: what the text says of simulated subjects does not hold"
+            " for the figures and numbers.*"
+        )
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
+
+
+def markdown_table(header: list, rows: list) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def measured() -> dict[str, str]:
     """Numbers that the prose names as @@NAME@@, from the assets themselves."""
+    numbers = embedded_stories() | embedded_model() | recordings() | reading_times()
+    return {k: str(v) for k, v in numbers.items()}
+
+
+def embedded_stories() -> dict:
     import soundfile
 
-    folder = ROOT / "brainlib" / "assets"
-    minutes = [
-        soundfile.info(f).duration / 60
-        for f in sorted((ROOT / "fireside" / "assets" / "audio").glob("*.ogg"))
-    ]
-    aligned = json.loads((ROOT / "fireside" / "assets" / "alignment.json").read_text())
-    log = json.loads((folder / "wavlm-pico" / "training.json").read_text())
-    judged = json.loads((folder / "wavlm-pico" / "evaluation.json").read_text())
-    levels, fresh = judged["share_of_ceiling"], judged["random_weights_best_layer"]
-    table = ["| layer | " + " | ".join(levels) + " |", "|---" * (len(levels) + 1) + "|"]
-    table += [
-        f"| {i} | " + " | ".join(f"{v:.2f}" for v in row) + " |"
-        for i, row in enumerate(zip(*levels.values()))
-    ]
-    table += [
-        "| random weights, best layer | " + " | ".join(f"{fresh[k]:.2f}" for k in levels) + " |"
-    ]
-    numbers = {
-        "PICO_TABLE": "\n".join(table),
-        "PICO_LAYER": judged["probe_layer"],
-        "PICO_PHONEMES": ", ".join(f"{v:.2f} ({k})" for k, v in judged["phoneme_accuracy"].items()),
+    assets = ROOT / "fireside" / "assets"
+    minutes = [soundfile.info(f).duration / 60 for f in sorted((assets / "audio").glob("*.ogg"))]
+    aligned = json.loads((assets / "alignment.json").read_text())
+    return {
         "N_STORIES": len(minutes),
         "MINUTES": f"{sum(minutes):.0f}",
         "SHORTEST": f"{min(minutes):.1f}",
@@ -141,58 +139,80 @@ def measured() -> dict[str, str]:
         "ALIGNED": f"{aligned['within_50_ms']:.1%}",
         "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}",
         "ONSETS": aligned["onsets"],
+    }
+
+
+def embedded_model() -> dict:
+    folder = ROOT / "brainlib" / "assets" / "wavlm-pico"
+    log = json.loads((folder / "training.json").read_text())
+    scores = json.loads((folder / "evaluation.json").read_text())
+    levels = scores["share_of_ceiling"]
+    random = scores["random_weights_best_layer"]
+    rows = [[i, *(f"{v:.2f}" for v in row)] for i, row in enumerate(zip(*levels.values()))]
+    rows.append(["random weights, best layer", *(f"{random[k]:.2f}" for k in levels)])
+    phonemes = scores["phoneme_accuracy"].items()
+    return {
+        "PICO_TABLE": markdown_table(["layer", *levels], rows),
+        "PICO_LAYER": scores["probe_layer"],
+        "PICO_PHONEMES": ", ".join(f"{v:.2f} ({k})" for k, v in phonemes),
         "PICO_HOURS": log["hours_of_speech"],
         "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",
     }
-    return {k: str(v) for k, v in (numbers | recordings()).items()}
 
 
 def recordings() -> dict:
-    """What the page on real recordings says of them: from the shipped list of files, the regions' table, and the benchmark."""
-    from brainlib import cortex, lebel
+    """What the page on real recordings says of them: from the shipped list of files and the regions' table."""
+    from brainlib import lebel
 
-    files, rows = (
-        lebel.manifest(),
-        [
-            "| listener | stories | responses (GB) | test story (GB) | anatomy (MB) |",
-            "|---|---|---|---|---|",
-        ],
-    )
+    files = lebel.manifest()
+    rows = []
     for subject in sorted(set(files.subject) - {""}):
         names = sum(lebel.split_of([subject]).values(), [])
-        mine = files[files.subject == subject]
-        heard = mine[mine.story.isin(names)]
-        test, anatomy = (
-            heard[heard.story == lebel.TEST].bytes.sum() / 1e9,
-            mine[mine.kind == "cortex"].bytes.sum() / 1e6,
-        )
-        rows.append(
-            f"| {subject} | {len(names)} | {heard.bytes.sum() / 1e9:.2f} | {test:.2f} | {anatomy:.0f} |"
-        )
-    regions = ["| region | aparc.a2009s | HCP-MMP1 |", "|---|---|---|"]
-    regions += [
-        f"| `{k}` | {', '.join(a.split())} | {', '.join(b.split())} |"
-        for k, (a, b) in cortex.REGIONS.items()
+        own = files[files.subject == subject]
+        responses = own[own.story.isin(names)]
+        test = responses[responses.story == lebel.TEST].bytes.sum() / 1e9
+        anatomy = own[own.kind == "cortex"].bytes.sum() / 1e6
+        total = responses.bytes.sum() / 1e9
+        rows.append([subject, len(names), f"{total:.2f}", f"{test:.2f}", f"{anatomy:.0f}"])
+    header = ["subject", "stories", "responses (GB)", "test story (GB)", "anatomy (MB)"]
+    split = lebel.split_of(["UTS03"])
+    names = sum(split.values(), [])
+    profile = yaml.safe_load((PARAMS / "colab_lebel.yaml").read_text())
+    few = [n for n in names if n not in split["train"][profile["n_train"] :]]
+    part = files[files.subject.isin(["", *profile["subjects"]]) & files.story.isin([*few, ""])]
+    sound = files[(files.kind == "stimuli") & files.story.isin(names)]
+    return {
+        "LEBEL_TABLE": markdown_table(header, rows),
+        "REGION_TABLE": region_table(),
+        "LEBEL_FILES": len(files),
+        "LEBEL_AUDIO": f"{sound.bytes.sum() / 1e9:.1f}",
+        "SLICE": f"{part.bytes.sum() / 1e9:.1f}",
+    }
+
+
+def region_table() -> str:
+    from brainlib import cortex
+
+    rows = [
+        [f"`{name}`", ", ".join(destrieux.split()), ", ".join(glasser.split())]
+        for name, (destrieux, glasser) in cortex.REGIONS.items()
     ]
     for name, parts in (("auditory", cortex.AUDITORY), ("late_language", cortex.LATE_LANGUAGE)):
-        regions.append(f"| `{name}` | {' + '.join(f'`{p}`' for p in parts)} | the same |")
-    names = sum(lebel.split_of(["UTS03"]).values(), [])
-    given = yaml.safe_load((ROOT / "notebooks" / "params" / "colab_lebel.yaml").read_text())
-    few = [n for n in names if n not in lebel.split_of(["UTS03"])["train"][given["n_train"] :]]
-    part = files[files.subject.isin(["", *given["subjects"]]) & files.story.isin([*few, ""])]
+        rows.append([f"`{name}`", " + ".join(f"`{p}`" for p in parts), "the same"])
+    return markdown_table(["region", "aparc.a2009s", "HCP-MMP1"], rows)
+
+
+def reading_times() -> dict:
+    """Time and memory to read a whole subject, from the benchmark."""
     bench = json.loads((ROOT / "benchmarks" / "recordings.json").read_text())
-    table = ["| what | voxels | seconds | peak memory (GB) |", "|---|---|---|---|"]
-    table += [
-        f"| {r['what']} | {'all' if r['every'] == 1 else 'one in ' + str(r['every'])} | {r['seconds']:.0f} | {r['peak_gb']:.1f} |"
-        for r in bench["runs"]
-    ]
+    rows = []
+    for run in bench["runs"]:
+        step = run.get("voxel_step", run.get("every"))
+        voxels = "all" if step == 1 else f"one in {step}"
+        rows.append([run["what"], voxels, f"{run['seconds']:.0f}", f"{run['peak_gb']:.1f}"])
+    header = ["what", "voxels", "seconds", "peak memory (GB)"]
     return {
-        "LEBEL_TABLE": "\n".join(rows),
-        "REGION_TABLE": "\n".join(regions),
-        "RECORDINGS_TABLE": "\n".join(table),
-        "LEBEL_FILES": len(files),
-        "LEBEL_AUDIO": f"{files[(files.kind == 'stimuli') & files.story.isin(names)].bytes.sum() / 1e9:.1f}",
-        "SLICE": f"{part.bytes.sum() / 1e9:.1f}",
+        "RECORDINGS_TABLE": markdown_table(header, rows),
         "RECORDINGS_SUBJECT": bench["subject"],
         "RECORDINGS_SHAPE": f"{bench['rows']:,} rows of {bench['voxels']:,} voxels",
     }
@@ -200,55 +220,60 @@ def recordings() -> dict:
 
 def status_table(runs: dict) -> str:
     rows = [
-        f"| {name} | {run['seconds']:.0f} | {run['peak_mb'] / 1000:.2f} |"
+        [name, f"{run['seconds']:.0f}", f"{run['peak_mb'] / 1000:.2f}"]
         for name, run in sorted(runs.items())
     ]
-    return "\n".join(["", "| notebook | seconds | peak memory (GB) |", "|---|---|---|", *rows, ""])
+    return "\n" + markdown_table(["notebook", "seconds", "peak memory (GB)"], rows) + "\n"
 
 
 # ------------------------------------------------------------------ assertions on the site
 def check_site(site: Path):
     """Every page is there with its title; notebooks have outputs, alt texts and one Colab link to a file in git."""
-    settings = config()["repository"]
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    listed = git.stdout.split()
     for page in pages():
         path = site / f"{page}.html"
         if not path.exists():
             raise BookError(f"{page}: no page {path}")
         text = path.read_text(encoding="utf-8")
-        if not re.search(r"<h1[^>]*>\s*[^<\s]", text):
-            raise BookError(f"{page}: no title")
         body = text[text.index("<main") : text.index("</main>")] if "<main" in text else text
-        for image in re.findall(r"<img\b[^>]*>", body):
-            alt = html.unescape((re.search(r'alt="([^"]*)"', image) or [None, ""])[1])
-            if len(alt.split()) < 4 and "logo" not in image:
-                raise BookError(
-                    f"{page}: an image without alt text of at least four words: {image[:120]}"
-                )
-        if 'class="output traceback' in body or "Traceback (most recent call last)" in body:
-            raise BookError(f"{page}: holds an error")
-        if not page.startswith("notebooks/"):
-            continue
-        if 'class="cell_output' not in body:
-            raise BookError(f"{page}: no outputs")
-        if "injected-parameters" in body:
-            raise BookError(f"{page}: shows the injected parameters")
-        links = set(re.findall(r'href="(https://colab\.research\.google\.com/[^"]+)"', text))
-        wanted = f"https://colab.research.google.com/github/{address(settings)}/blob/{settings['branch']}/{page}.ipynb"
-        if links != {wanted}:
-            raise BookError(f"{page}: Colab links {sorted(links)}; expected {wanted}")
-        if listed and f"{page}.ipynb" not in listed:
-            raise BookError(f"{page}.ipynb is not in git, so its Colab link is dead")
+        check_page(page, text, body)
+        if page.startswith("notebooks/"):
+            check_notebook_page(page, text, body)
+            if listed and f"{page}.ipynb" not in listed:
+                raise BookError(f"{page}.ipynb is not in git, so its Colab link is dead")
+
+
+def check_page(page: str, text: str, body: str):
+    if not re.search(r"<h1[^>]*>\s*[^<\s]", text):
+        raise BookError(f"{page}: no title")
+    for image in re.findall(r"<img\b[^>]*>", body):
+        alt = re.search(r'alt="([^"]*)"', image)
+        words = html.unescape(alt[1]).split() if alt else []
+        if len(words) < 4 and "logo" not in image:
+            raise BookError(
+                f"{page}: an image without alt text of at least four words: {image[:120]}"
+            )
+    if 'class="output traceback' in body or "Traceback (most recent call last)" in body:
+        raise BookError(f"{page}: holds an error")
+
+
+def check_notebook_page(page: str, text: str, body: str):
+    if 'class="cell_output' not in body:
+        raise BookError(f"{page}: no outputs")
+    if "injected-parameters" in body:
+        raise BookError(f"{page}: shows the injected parameters")
+    branch = config()["repository"]["branch"]
+    links = set(re.findall(r'href="(https://colab\.research\.google\.com/[^"]+)"', text))
+    wanted = f"https://colab.research.google.com/github/{address()}/blob/{branch}/{page}.ipynb"
+    if links != {wanted}:
+        raise BookError(f"{page}: Colab links {sorted(links)}; expected {wanted}")
 
 
 # ------------------------------------------------------------------ the public address
-def address(settings: dict | None = None) -> str:
+def address() -> str:
     """`owner/name` of the repository, from the one place where it stands."""
-    return (
-        (settings or config()["repository"])["url"].removeprefix("https://github.com/").strip("/")
-    )
+    return config()["repository"]["url"].removeprefix("https://github.com/").strip("/")
 
 
 def holders() -> list[Path]:
@@ -263,33 +288,79 @@ def addresses(text: str) -> set[str]:
 
 def setup_cell() -> str:
     """The set-up cell of every notebook, installing from the address and the branch or tag of _config.yml."""
-    settings, text = config()["repository"], (ROOT / "tools" / "setup_cell.py").read_text().strip()
+    settings = config()["repository"]
+    text = (ROOT / "tools" / "setup_cell.py").read_text().strip()
     return text.replace("@@SOURCE@@", f"git+{settings['url']}@{settings['branch']}")
 
 
+def slices() -> dict[Path, str]:
+    """`params/<profile>/<notebook>.yaml`: of each profile what each notebook knows, so that plain papermill warns of nothing."""
+    texts = {}
+    for profile in sorted(PARAMS.glob("*.yaml")):
+        shared = yaml.safe_load(profile.read_text())
+        for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+            own = {k: v for k, v in shared.items() if k in parameters(notebook)}
+            head = f"# {profile.name}, what {notebook.stem} knows of it; by tools/build_book.py --sync\n"
+            body = yaml.safe_dump(own, sort_keys=False, default_flow_style=None)
+            texts[PARAMS / profile.stem / f"{notebook.stem}.yaml"] = head + body
+    return texts
+
+
 def sync():
-    """Write address, branch or tag, and set-up cell into every file that holds them."""
-    wanted, settings = address(), config()["repository"]
+    """Write address, branch or tag, set-up cell and the notebooks' own parameter files wherever they belong."""
     for path in holders():
-        text = path.read_text(encoding="utf-8")
-        new = text
-        for old in addresses(text) - {wanted}:
-            new = new.replace(old, wanted)
-        if path.suffix == ".ipynb":
-            notebook = nbformat.reads(new, 4)
-            for cell in notebook.cells:
-                if "find_spec" in cell.source and cell.cell_type == "code":
-                    cell.source = setup_cell()
-                cell.source = re.sub(
-                    rf"blob/[^/]+/notebooks/{path.name}",
-                    f"blob/{settings['branch']}/notebooks/{path.name}",
-                    cell.source,
-                )
-            notebook.metadata["colab"]["name"] = path.name
-            new = nbformat.writes(notebook) + "\n"
-        if new != text:
-            path.write_text(new, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)}: brought up to date with _config.yml")
+        write(path, renewed(path))
+    wanted = slices()
+    for path in sorted(set(PARAMS.glob("*/*.yaml")) - set(wanted)):
+        path.unlink()
+    for path, text in wanted.items():
+        write(path, text)
+
+
+def renewed(path: Path) -> str:
+    """A file's text with the address, branch and set-up cell of today."""
+    text = path.read_text(encoding="utf-8")
+    for old in addresses(text) - {address()}:
+        text = text.replace(old, address())
+    if path.suffix != ".ipynb":
+        return text
+    branch = config()["repository"]["branch"]
+    notebook = nbformat.reads(text, 4)
+    for cell in notebook.cells:
+        if "find_spec" in cell.source and cell.cell_type == "code":
+            cell.source = setup_cell()
+        link = f"/notebooks/{path.name}"
+        cell.source = re.sub(rf"blob/[^/]+{link}", f"blob/{branch}{link}", cell.source)
+    notebook.metadata["colab"]["name"] = path.name
+    return nbformat.writes(notebook) + "\n"
+
+
+def write(path: Path, text: str):
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"{path.relative_to(ROOT)}: brought up to date")
+
+
+# ------------------------------------------------------------------ the site
+def enlarge(site: Path):
+    """Each figure of a notebook page becomes a link to itself: a click shows it in full size."""
+    figure = re.compile(r'(?<!<!--big-->)(<img\b[^>]*\bsrc="(\.\./_images/[^"]+)"[^>]*>)')
+    link = r'<a class="enlarge" href="\2" title="Show this figure in full size"><!--big-->\1</a>'
+    for path in sorted((site / "notebooks").glob("*.html")):
+        path.write_text(figure.sub(link, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def jupyter_book(folder: Path):
+    """Build the staged tree; a warning is an error."""
+    shutil.rmtree(folder / "_build", ignore_errors=True)
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(folder), "-n", "-W", "--keep-going"]
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
+        raise BookError("jupyter-book found something to warn of (above)")
 
 
 def main(arguments=None) -> int:
@@ -299,29 +370,15 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--sync",
         action="store_true",
-        help="only write the public address and the set-up cell where they belong",
+        help="only write address, set-up cell and parameter files where they belong",
     )
     if parser.parse_args(arguments).sync:
         sync()
         return 0
     try:
         stage(STAGE)
-        shutil.rmtree(STAGE / "_build", ignore_errors=True)
-        command = [
-            sys.executable,
-            "-c",
-            "from jupyter_book.cli.main import main; main()",
-            "build",
-            str(STAGE),
-            "-n",
-            "-W",
-            "--keep-going",
-            "--quiet",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
-            raise BookError("jupyter-book found something to warn of (above)")
+        jupyter_book(STAGE)
+        enlarge(STAGE / "_build" / "html")
         check_site(STAGE / "_build" / "html")
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.copytree(STAGE / "_build" / "html", SITE)

@@ -37,27 +37,35 @@ def parameters(path: Path) -> dict:
         raise NotebookError(
             f"{path.name}: {len(cells)} cells tagged 'parameters'; expected exactly one"
         )
-    found = {}
+    defaults = {}
     for statement in ast.parse(cells[0].source).body:
-        targets = (
-            statement.targets
-            if isinstance(statement, ast.Assign)
-            else [getattr(statement, "target", None)]
+        name, value = literal(path, statement)
+        if isinstance(value, str) and "=" in value:
+            raise NotebookError(
+                f"{path.name}: the default of {name!r} holds '=', which papermill misreads"
+            )
+        defaults[name] = value
+    return defaults
+
+
+def literal(path: Path, statement: ast.stmt) -> tuple:
+    """Name and value of an assignment of a literal; anything else is refused."""
+    plain = isinstance(statement, ast.Assign) and len(statement.targets) == 1
+    target = statement.targets[0] if plain else getattr(statement, "target", None)
+    if not isinstance(target, ast.Name):
+        raise NotebookError(
+            f"{path.name}: the parameters cell may hold plain assignments only,"
+            f" found {ast.unparse(statement)!r}"
         )
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-            raise NotebookError(
-                f"{path.name}: the parameters cell may hold plain assignments only, found {ast.unparse(statement)!r}"
-            )
-        try:
-            found[targets[0].id] = ast.literal_eval(statement.value)
-        except ValueError:
-            message = f"{path.name}: parameter {targets[0].id!r} is not a literal; derive it in the next cell"
-            raise NotebookError(message) from None
-        if isinstance(found[targets[0].id], str) and "=" in found[targets[0].id]:
-            raise NotebookError(
-                f"{path.name}: the default of {targets[0].id!r} holds '=', which papermill misreads"
-            )
-    return found
+    try:
+        return target.id, ast.literal_eval(statement.value)
+    except ValueError:
+        raise NotebookError(
+            f"{path.name}: parameter {target.id!r} is not a literal; derive it in the next cell"
+        ) from None
+
+
+EXITS = ("sys.exit", "exit", "quit", "os._exit")
 
 
 def check_source(path: Path):
@@ -65,21 +73,13 @@ def check_source(path: Path):
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type != "code":
             continue
+        lines = [x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))]
         try:
-            tree = ast.parse(
-                "\n".join(
-                    x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))
-                )
-            )
+            tree = ast.parse("\n".join(lines))
         except SyntaxError as error:
             raise NotebookError(f"{path.name}: a cell is not Python ({error})") from None
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                "sys.exit",
-                "exit",
-                "quit",
-                "os._exit",
-            ):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in EXITS:
                 raise NotebookError(
                     f"{path.name}: calls {ast.unparse(node.func)}, which papermill takes for success"
                 )
@@ -92,9 +92,8 @@ def check_outputs(path: Path):
             continue
         for output in cell.outputs:
             if output.output_type == "error":
-                raise NotebookError(
-                    f"{path.name}: cell {number} ended in {output.ename}: {output.evalue.splitlines()[0] if output.evalue else ''}"
-                )
+                said = (output.evalue.splitlines() or [""])[0]
+                raise NotebookError(f"{path.name}: cell {number} ended in {output.ename}: {said}")
         if cell.execution_count is None:
             raise NotebookError(f"{path.name}: cell {number} was never executed")
 
@@ -107,10 +106,22 @@ def known_anywhere(names, folder: Path = NOTEBOOKS):
         raise NotebookError(f"unknown parameter {unknown}; the notebooks know {sorted(known)}")
 
 
-def run_one(path: Path, given: dict, out: Path, limit: int | None = CELL_LIMIT_S) -> dict:
-    """Execute one notebook into `out`; seconds and peak memory of its kernel."""
+# runs in a process of its own, so that the largest child's memory is this notebook's kernel
+EXECUTE = """
+import json, papermill, resource, sys
+path, target, values, limit = json.loads(sys.stdin.read())
+papermill.execute_notebook(
+    path, target, values, progress_bar=False, kernel_name="python3", execution_timeout=limit, cwd="."
+)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+QUIET = {"PYTHONWARNINGS": "ignore::DeprecationWarning", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_one(path: Path, values: dict, out: Path, limit: int | None = CELL_LIMIT_S) -> dict:
+    """Execute one notebook with these parameters into `out`; seconds and peak memory of its kernel."""
     defaults = parameters(path)
-    unknown = sorted(set(given) - set(defaults))
+    unknown = sorted(set(values) - set(defaults))
     if unknown:
         raise NotebookError(
             f"{path.name}: unknown parameter {unknown}; it knows {sorted(defaults)}"
@@ -118,44 +129,27 @@ def run_one(path: Path, given: dict, out: Path, limit: int | None = CELL_LIMIT_S
     check_source(path)
     target = out.resolve() / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    # in a process of its own: the largest child's memory is then this notebook's kernel
-    code = (
-        "import json, papermill, resource, sys\n"
-        "path, target, given, limit = json.loads(sys.stdin.read())\n"
-        "papermill.execute_notebook(path, target, given, progress_bar=False, kernel_name='python3', execution_timeout=limit, cwd='.')\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
-    )
     start = time.perf_counter()
-    message = json.dumps([str(path), str(target), given, limit])
-    environment = {
-        **os.environ,
-        "PYTHONWARNINGS": "ignore::DeprecationWarning",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=message,
+        [sys.executable, "-c", EXECUTE],
+        input=json.dumps([str(path), str(target), values, limit]),
         capture_output=True,
         text=True,
         cwd=target.parent,
-        env=environment,
+        env=os.environ | QUIET,
     )
     seconds = time.perf_counter() - start
     if target.exists():
         check_outputs(target)
     if done.returncode:
-        raise NotebookError(
-            f"{path.name}: {(done.stderr.strip().splitlines() or ['papermill failed'])[-1]}"
-        )
+        reason = (done.stderr.strip().splitlines() or ["papermill failed"])[-1]
+        raise NotebookError(f"{path.name}: {reason}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "seconds": round(seconds, 1),
-        "peak_mb": round(int(done.stdout.split()[-1]) * unit / 1e6),
-        "parameters": given,
-    }
+    peak = int(done.stdout.split()[-1]) * unit
+    return {"seconds": round(seconds, 1), "peak_mb": round(peak / 1e6), "parameters": values}
 
 
-def main(arguments=None) -> int:
+def arguments_of(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -175,43 +169,33 @@ def main(arguments=None) -> int:
         "--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stage" / "notebooks")
-    given = parser.parse_args(arguments)
-    shared = yaml.safe_load(given.params.read_text()) or {}
-    named = {name: yaml.safe_load(value) for name, value in given.p}
-    chosen = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in given.notebooks] or sorted(
-        NOTEBOOKS.glob("*.ipynb")
-    )
-    report, failures = (
-        given.out.parent / "runs.json"
-        if given.out.name == "notebooks"
-        else given.out / "runs.json",
-        [],
-    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+    options = arguments_of(arguments)
+    shared = yaml.safe_load(options.params.read_text()) or {}
+    named = {name: yaml.safe_load(value) for name, value in options.p}
+    by_name = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in options.notebooks]
+    folder = options.out.parent if options.out.name == "notebooks" else options.out
+    report = folder / "runs.json"
     runs = json.loads(report.read_text()) if report.exists() else {}
+    failures = []
     try:
         known_anywhere([*shared, *named])
     except NotebookError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
-    for path in chosen:
+    for path in by_name or sorted(NOTEBOOKS.glob("*.ipynb")):
         try:
             if not path.exists():
                 raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
-            own = parameters(path)
-            runs[path.stem] = run_one(
-                path,
-                {
-                    k: v
-                    for k, v in (shared | named).items()
-                    if k in own or (k in named and given.notebooks)
-                },
-                given.out,
-                given.limit or None,
-            )
-            print(
-                f"{path.stem}: {runs[path.stem]['seconds']} s, peak memory {runs[path.stem]['peak_mb']} MB",
-                flush=True,
-            )
+            # a notebook asked for by name must know every -p; else each takes those it knows
+            strict = named if by_name else {}
+            known = parameters(path).keys() | strict.keys()
+            values = {k: v for k, v in (shared | named).items() if k in known}
+            run = runs[path.stem] = run_one(path, values, options.out, options.limit or None)
+            print(f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB", flush=True)
         except NotebookError as error:
             failures.append(path.stem)
             runs.pop(path.stem, None)
