@@ -1,28 +1,29 @@
 """brainlib: from spoken stories and fMRI to brain-tuned speech models; the thin helper behind the book.
 
-Modules, in the order in which data flows: `runtime`, `timing`, `files`, `encoding`, `lowlevel`, `cortex`, `datasets`, `lebel`, `adapters`, `speech`, `scores`, `surface`, `results`, `recipes`, `evaluation`, `network`, `tuning`. Each is short enough to read; nothing heavy is imported until it is used.
+`brainlib.__all__` lists the files in the order in which data flows: a file imports only from files before it. Nothing
+heavy is imported until it is used.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 __all__ = [
-    "adapters",
-    "cortex",
-    "datasets",
-    "encoding",
-    "files",
-    "evaluation",
-    "lebel",
-    "lowlevel",
-    "network",
-    "recipes",
-    "results",
     "runtime",
-    "scores",
-    "speech",
-    "surface",
     "timing",
+    "surface",
+    "cortex",
+    "files",
+    "encoding",
+    "lowlevel",
+    "datasets",
+    "lebel",
+    "adapters",
+    "speech",
+    "scores",
+    "results",
+    "recipes",
+    "evaluation",
+    "network",
     "tuning",
 ]
 
