@@ -15,6 +15,7 @@ __all__ = [
     "files",
     "encoding",
     "lowlevel",
+    "stories",
     "datasets",
     "lebel",
     "adapters",

@@ -103,7 +103,7 @@ def from_vertices(vertices):
     return _filled(matrix, np.full(2 * N_VERTICES, True))
 
 
-def thinned(matrix, step: int):
+def every_nth(matrix, step: int):
     """A matrix for one voxel in so many; vertices that lost all of theirs take the nearest vertex's (on the sphere)."""
     return _filled(matrix[:, ::step].tocsr(), np.diff(matrix.indptr) > 0)
 

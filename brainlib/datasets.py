@@ -1,4 +1,8 @@
-"""One on-disk layout, that of OpenNeuro ds003020 (LeBel et al. 2023), read into stories, responses, repeats and splits."""
+"""One on-disk layout, that of OpenNeuro ds003020 (LeBel et al. 2023), read into stories, responses, regions and splits.
+
+`Tree` knows which files there are and when their rows were recorded; `Responses` reads the brain data, `Anatomy` the place
+of each voxel; `Dataset` is all of them, with the split and what is computed over it.
+"""
 
 from __future__ import annotations
 
@@ -12,154 +16,221 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import cortex
-from .files import Story, n_columns, n_repeats, read_hf5, zscore
-from .timing import TR_S
+from . import cortex, encoding
+from .files import count_repeats, n_columns, n_rows, read_hf5, zscore
+from .stories import Story
+from .timing import DS003020, Clock
 
 AUDIO_KINDS = (".wav", ".flac", ".ogg", ".mp3")
-MIDDLE = "derivative"  # singular, as on OpenNeuro
+DERIVATIVE = "derivative"  # singular, as on OpenNeuro
+RESPONSES = "preprocessed_data"
 
 
-def load(name: str = "fireside", root: str | Path | None = None, **options) -> Dataset:
+def load(
+    name: str = "fireside",
+    root: str | Path | None = None,
+    *,
+    subjects=None,
+    voxel_step: int = 1,
+    **options,
+) -> Dataset:
     """Open a data set: ``"fireside"`` (embedded, simulated), ``"lebel2023"``, or any folder in the same layout.
 
     Parameters
     ----------
     name : str
-        A known name, or the path of a folder that holds ``stimuli/`` and ``derivative/``. ``"lebel2023:brainwavlm"``
-        is short for ``split="brainwavlm"``.
+        A data set that is registered under the entry point group ``brainlib.datasets``, or the path of a folder that
+        holds ``stimuli/`` and ``derivative/``. ``"lebel2023:brainwavlm"`` is short for ``split="brainwavlm"``.
     root : path, optional
-        Where a known data set lives or is to be made; the cache folder if left out.
+        Where a registered data set lives or is to be made; the cache folder if left out.
+    subjects, voxel_step
+        See `Dataset`.
     **options
         Passed to the data set's own ``open_dataset``: for fireside ``noise="clean"``, ``"scanner"`` or ``"null"``; for
-        lebel2023 ``split="braintuning"`` or ``"brainwavlm"``, ``mirror``. For all: `subjects`, `every` (see `Dataset`).
+        lebel2023 ``split="braintuning"`` or ``"brainwavlm"``, ``mirror``.
 
     Returns
     -------
     ds : Dataset
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither such a data set nor such a folder.
     """
-    name, _, split = name.partition(":") if name.startswith("lebel2023:") else (name, "", "")
-    if split:
-        options["split"] = split
+    if subjects is not None:
+        options["subjects"] = subjects
+    if voxel_step != 1:
+        options["voxel_step"] = voxel_step
     registered = {point.name: point for point in entry_points(group="brainlib.datasets")}
-    if name in registered:
-        return registered[name].load()(root, **options)
+    base, _, split = name.partition(":")
+    if base in registered:
+        if split:
+            options["split"] = split
+        return registered[base].load()(root, **options)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no data set and no folder {name!r}; expected one of {sorted(registered)} or a folder with stimuli/ and {MIDDLE}/"
+            f"no data set and no folder {name!r}; expected one of {sorted(registered)} or a folder with "
+            f"stimuli/ and {DERIVATIVE}/"
         )
     return Dataset(folder, **options)
 
 
-class Dataset:
-    """A tree in the layout of ds003020.
+def read_clock(description: dict, *, path: Path) -> Clock:
+    """TR, first row and trimming of a ``dataset_description.json``; what it does not state is as in ds003020.
 
-    Parameters
-    ----------
-    root : path
-        Holds ``stimuli/<story>.<ext>``, ``derivative/TextGrids/<story>.TextGrid`` and
-        ``derivative/preprocessed_data/<subject>/<story>.hf5``; ``derivative/respdict.json`` and
-        ``dataset_description.json`` are used where they are.
-    prepare : callable, optional
-        Called as ``prepare(subjects, stories, what)`` before files are first read, with `what` some of "stimuli",
-        "responses" and "cortex": builds or fetches them.
-    description : dict, optional
-        What ``dataset_description.json`` may say: `Name`, `Simulated`, `Subjects`, `Stories`, `Split`; goes before it.
-    subjects : list of str, optional
-        Only these; where the tree states no split, it is then of stories that all of them heard.
-    voxel_step : int
-        Keep one voxel in so many: of responses, ceilings, regions and surfaces. For a first look at a large cortex.
+    Raises
+    ------
+    ValueError
+        For values that are no such numbers.
     """
+    tr = description.get("RepetitionTime", DS003020.tr)
+    first = description.get("FirstRowTime", DS003020.first)
+    trimmed = description.get("VolumesTrimmed", list(DS003020.trimmed))
+    numbers = all(isinstance(x, (int, float)) for x in (tr, first))
+    counts = isinstance(trimmed, (list, tuple)) and len(trimmed) == 2
+    if (
+        not numbers
+        or not counts
+        or not all(isinstance(n, int) and n >= 0 for n in trimmed)
+        or tr <= 0
+    ):
+        raise ValueError(
+            f"{path}: RepetitionTime {tr!r}, FirstRowTime {first!r}, VolumesTrimmed {trimmed!r}; expected "
+            "seconds above 0, seconds after sound onset, and [volumes cut at the start, at the end]"
+        )
+    if tr != DS003020.tr and "FirstRowTime" not in description:
+        warnings.warn(
+            f"{path}: RepetitionTime {tr:g} s without FirstRowTime; row 0 is taken to be centred {first:g} s "
+            "after sound onset, as in ds003020: state it",
+            stacklevel=3,
+        )
+    return Clock(float(tr), float(first), tuple(trimmed))
 
-    tr = TR_S
 
-    def __init__(self, root, prepare=None, description=None, subjects=None, voxel_step: int = 1):
-        self.root, self.voxel_step = Path(root), int(voxel_step)
+class Tree:
+    """Which stories and subjects a folder holds, where their files are, and when their rows were recorded."""
+
+    def __init__(self, root, *, prepare=None, description=None, subjects=None, voxel_step: int = 1):
+        self.root = Path(root)
+        self.voxel_step = int(voxel_step)
         if self.voxel_step < 1:
             raise ValueError(f"voxel_step={voxel_step}; expected one voxel in 1, 2, 3, ...")
-        self._prepare, self._ready = prepare, set()
-        self.filled: dict[
-            tuple[str, str], int
-        ] = {}  # (subject, story): how many NaNs were replaced by 0
-        described = self.root / "dataset_description.json"
-        self.description = (json.loads(described.read_text()) if described.exists() else {}) | (
-            description or {}
-        )
+        self._prepare = prepare
+        self._fetched = set()
+        path = self.root / "dataset_description.json"
+        self.description = json.loads(path.read_text()) if path.exists() else {}
+        self.description |= description or {}
         self.name = self.description.get("Name", self.root.name)
         self.simulated = bool(self.description.get("Simulated", False))
-        counts = self.root / MIDDLE / "respdict.json"
-        self._scan_trs = json.loads(counts.read_text()) if counts.exists() else {}
-        there = (self.root / MIDDLE / "TextGrids").glob("[!.]*.TextGrid")
-        self.stories = self.description.get("Stories") or sorted(p.stem for p in there)
-        if not self.stories:
+        self.clock = read_clock(self.description, path=path)
+        volumes = self.root / DERIVATIVE / "respdict.json"
+        self._volumes = json.loads(volumes.read_text()) if volumes.exists() else {}
+        self.stories = list(self.description.get("Stories") or self._stories_on_disk())
+        self.subjects = list(self.description.get("Subjects") or self._subjects_on_disk())
+        chosen = [subjects] if isinstance(subjects, str) else list(subjects or ())
+        for subject in chosen:
+            self._check_name(subject, self.subjects, "subject")
+        self._chosen = chosen
+        self.subjects = chosen or self.subjects
+
+    @property
+    def tr(self) -> float:
+        """Seconds from one response row to the next."""
+        return self.clock.tr
+
+    def _stories_on_disk(self) -> list[str]:
+        """Stories with a TextGrid, or with both sound and responses; all sounds if there is neither."""
+        grids = {p.stem for p in (self.root / DERIVATIVE / "TextGrids").glob("[!.]*.TextGrid")}
+        files = (self.root / "stimuli").glob("[!.]*")
+        sounds = {p.stem for p in files if p.suffix in AUDIO_KINDS}
+        recorded = {p.stem for p in (self.root / DERIVATIVE / RESPONSES).glob("*/[!.]*.hf5")}
+        stories = sorted(grids | (sounds & recorded)) or sorted(sounds)
+        if not stories:
             raise FileNotFoundError(
-                f"{self.root}: no TextGrids; expected {MIDDLE}/TextGrids/<story>.TextGrid"
+                f"{self.root}: no stories; expected stimuli/<story>.wav (or .flac, .ogg, .mp3), and "
+                f"{DERIVATIVE}/TextGrids/<story>.TextGrid where words are known"
             )
-        found = sorted(
-            p.name
-            for p in (self.root / MIDDLE / "preprocessed_data").glob("*")
-            if p.is_dir() and not p.name.startswith(".")
-        )
-        self.subjects = list(self.description.get("Subjects", found))
-        subjects = [subjects] if isinstance(subjects, str) else subjects
-        for subject in subjects or ():
-            self._known(subject, self.subjects, "subject")
-        self._asked, self.subjects = bool(subjects), list(subjects or self.subjects)
+        return stories
 
-    def __repr__(self):
-        kind = "simulated listeners" if self.simulated else "recordings"
-        who = (
-            ", ".join(self.subjects) if len(self.subjects) < 3 else f"{len(self.subjects)} subjects"
-        )
-        return f"Dataset({self.name!r}: {kind}, {who}, {len(self.stories)} stories)"
+    def _subjects_on_disk(self) -> list[str]:
+        folders = (self.root / DERIVATIVE / RESPONSES).glob("[!.]*")
+        return sorted(p.name for p in folders if p.is_dir())
 
-    # ---------------------------------------------------------------- stories
     def story(self, name: str) -> Story:
-        """The story of that name; its audio and times are read when first used, and then kept.
+        """The story of that name; its audio and times are read when first used, and then stay in memory.
 
         Unknown names are a KeyError; a missing or broken file is named when it is read.
         """
-        self._known(name, self.stories, "story")
+        self._check_name(name, self.stories, "story")
         return self._story(name)
 
     @lru_cache(maxsize=128)  # noqa: B019  a Dataset lives as long as its notebook
     def _story(self, name):
         paths = [self.root / "stimuli" / f"{name}{kind}" for kind in AUDIO_KINDS]
-        audio = next((p for p in paths if p.exists() or p.is_symlink()), paths[0])
-        rows = self._scan_trs.get(name)
-        grid = self.root / MIDDLE / "TextGrids" / f"{name}.TextGrid"
         return Story(
             name,
-            audio,
-            grid,
-            None if rows is None else rows - 20,
-            lambda what: self.fetch([], [name], [what]),
+            next((p for p in paths if p.exists() or p.is_symlink()), paths[0]),
+            grid_path=self.root / DERIVATIVE / "TextGrids" / f"{name}.TextGrid",
+            n_rows=lambda: self._n_rows(name),
+            clock=self.clock,
+            prepare=lambda what: self.fetch([], [name], what=[what]),
         )
 
-    @cached_property
-    def split(self) -> dict[str, list[str]]:
-        """Whole stories, disjoint: ``{"train": [...], "val": [...], "test": [...]}``.
+    def has_words(self, story: str) -> bool:
+        """Whether a story has a TextGrid, that is words and phonemes with times."""
+        self._check_name(story, self.stories, "story")
+        self.fetch([], [story], what=["textgrids"])
+        return self._story(story).grid_path.exists()
 
-        As the data set states it; else the test stories are those with the most repeats, the validation stories the
-        other repeated ones, or the last two where nothing else was repeated (the last three, if nothing was).
+    def _n_rows(self, story) -> int:
+        """Rows of a story: its volumes less the trimming, or those of the first response file where none are stated."""
+        if story in self._volumes:
+            return self._volumes[story] - sum(self.clock.trimmed)
+        self.fetch(self.subjects[:1], [story], what=["responses"])
+        paths = [self._response_path(subject, story) for subject in self.subjects]
+        path = next((p for p in paths if p.exists()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"story {story!r}: no number of volumes in {DERIVATIVE}/respdict.json and no response file of "
+                f"{self.subjects}; expected one of them, to know its TRs"
+            )
+        return n_rows(path)
+
+    def _response_path(self, subject, story) -> Path:
+        return self.root / DERIVATIVE / RESPONSES / subject / f"{story}.hf5"
+
+    def fetch(self, subjects, stories, *, what=("stimuli", "responses", "cortex")):
+        """Bring (or build) what these subjects and stories need, in one go; if left out, files come one by one as they are read.
+
+        Parameters
+        ----------
+        subjects, stories : str or list of str
+        what : subset of {"stimuli", "textgrids", "responses", "cortex"}
         """
-        if "Split" in self.description:
-            return {k: list(v) for k, v in self.description["Split"].items()}
-        self.fetch(self.subjects[:1], self.stories, ["responses"])
-        asked = self.subjects if self._asked else self.subjects[:1]
-        has = [s for s in self.stories if all(self._response_path(u, s).exists() for u in asked)]
-        if not has:
-            raise FileNotFoundError(f"{self.root}: no story that {asked} all have responses to")
-        counts = {s: self.n_repeats(asked[0], s) for s in has}
-        most = max(counts.values())
-        test = [s for s in has if counts[s] == most] if most > 1 else has[-1:]
-        rest = [s for s in has if s not in test]
-        val = [s for s in rest if counts[s] > 1] or rest[-2:]
-        return {"train": [s for s in rest if s not in val], "val": val, "test": test}
+        subjects, stories = ([x] if isinstance(x, str) else list(x) for x in (subjects, stories))
+        pairs = [(subject, story) for subject in [*subjects, ""] for story in [*stories, ""]]
+        missing = {(kind, *pair) for kind in what for pair in pairs} - self._fetched
+        if self._prepare is not None and missing:
+            self._prepare(subjects, stories, list(what))
+        self._fetched |= missing
 
-    # ---------------------------------------------------------------- responses
-    def responses(self, subject: str, name: str, voxels=None, repeats=None) -> np.ndarray:
+    def _check_name(self, name, names, kind):
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, 3, 0.5)
+            hint = f"did you mean {close}?" if close else f"it has {names}"
+            raise KeyError(f"{self.name} has no {kind} {name!r}; {hint}")
+
+
+class Responses(Tree):
+    """Reads response files: checked against the story's clock, z-scored per story, without NaN."""
+
+    def __init__(self, root, **options):
+        super().__init__(root, **options)
+        self.filled: dict[tuple[str, str], int] = {}  # (subject, story): NaNs replaced by 0
+
+    def responses(self, subject: str, story: str, *, voxels=None, repeats=None) -> np.ndarray:
         """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
 
         Parameters
@@ -167,7 +238,7 @@ class Dataset:
         voxels : indices or mask, optional
             Read only these columns; others never are in memory.
         repeats : indices or slice, optional
-            Of a repeated story: the mean of these, instead of `data`.
+            Of a repeated story: the mean of these repeats, instead of `data`.
 
         Raises
         ------
@@ -176,112 +247,136 @@ class Dataset:
         FileNotFoundError
             No response file.
         ValueError
-            The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs.
+            The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs or sound.
         """
         if repeats is not None:
-            return self._clean(self.repeats(subject, name, voxels)[repeats].mean(0), subject, name)
-        data, path = self._read(subject, name, "data", voxels)
-        return self._clean(
-            data, subject, name, scaled=n_repeats(path) == 1
-        )  # the mean of repeats has less spread than one
+            every_repeat = self.repeats(subject, story, voxels=voxels)
+            return self._zscored(every_repeat[repeats].mean(0), subject, story)
+        data, path = self._read(subject, story, "data", voxels)
+        once = count_repeats(path) == 1  # the mean of repeats has less spread than one
+        return self._zscored(data, subject, story, warn_unscaled=once)
 
-    def repeats(self, subject: str, name: str, voxels=None) -> np.ndarray:
+    def repeats(self, subject: str, story: str, *, voxels=None) -> np.ndarray:
         """Responses to each repeat of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored. See `responses`.
 
-        Warns where `data`, z-scored, is not their mean, z-scored: so it was found to be of UTS01 in an earlier release.
+        Warns where `data`, z-scored, is not their mean, z-scored (so it was in UTS01 of an earlier release).
 
         Raises
         ------
         ValueError
-            If the story was heard once.
+            If the story was presented once.
         """
-        repeats, path = self._read(subject, name, "individual_repeats", voxels)
-        mean, data = repeats.mean(0), read_hf5(path, "data", self._columns(path, voxels))
-        zscore(mean), zscore(data)
-        other = int((np.abs(mean - data) > 0.02).any(0).sum())
-        if other:
-            told = f"{other} of {data.shape[1]} voxels, z-scored"
+        repeats, path = self._read(subject, story, "individual_repeats", voxels)
+        mean = repeats.mean(0)
+        data = read_hf5(path, "data", columns=self._columns(path, voxels))
+        zscore(mean)
+        zscore(data)
+        n_other = int((np.abs(mean - data) > 0.02).any(0).sum())
+        if n_other:
             warnings.warn(
-                f"{subject} {name}: `data` is not the mean of `individual_repeats` ({told})",
+                f"{subject} {story}: `data` is not the mean of `individual_repeats` "
+                f"({n_other} of {data.shape[1]} voxels, z-scored)",
                 stacklevel=2,
             )
-        return self._clean(repeats, subject, name)
+        return self._zscored(repeats, subject, story)
 
-    def n_repeats(self, subject: str, name: str) -> int:
-        """How often a subject heard a story; reads no responses."""
-        self.fetch([subject], [name], ["responses"])
-        return n_repeats(self._response_path(subject, name))
+    def n_repeats(self, subject: str, story: str) -> int:
+        """How often a story was presented to a subject; reads no responses."""
+        self._check_name(subject, self.subjects, "subject")
+        self._check_name(story, self.stories, "story")
+        self.fetch([subject], [story], what=["responses"])
+        return count_repeats(self._response_path(subject, story))
 
-    def _read(self, subject, name, key, voxels):
-        self._known(subject, self.subjects, "subject")
-        self._known(name, self.stories, "story")
-        self.fetch([subject], [name], ["responses"])
-        path = self._response_path(subject, name)
-        data = read_hf5(path, key, self._columns(path, voxels))
-        expected = len(self._story(name).tr_times)
-        if data.shape[-2] != expected:
-            raise ValueError(
-                f"story {name!r}, {path}: {data.shape[-2]} response rows but {expected} TRs (scan less 20); was the audio cut, or the file another story's?"
+    def n_voxels(self, subject: str) -> int:
+        """Number of voxels of a subject, after `voxel_step`; reads no responses."""
+        self._check_name(subject, self.subjects, "subject")
+        path = self._any_response_file(subject)
+        if path is None:
+            self.fetch([subject], self.stories[:1], what=["responses"])
+            path = self._any_response_file(subject) or self._response_path(subject, self.stories[0])
+        return len(range(0, n_columns(path), self.voxel_step))
+
+    def _any_response_file(self, subject) -> Path | None:
+        paths = (self._response_path(subject, story) for story in self.stories)
+        return next((p for p in paths if p.exists() and p.stat().st_size > 1000), None)
+
+    def _read(self, subject, story, key, voxels):
+        self._check_name(subject, self.subjects, "subject")
+        self._check_name(story, self.stories, "story")
+        self.fetch([subject], [story], what=["responses"])
+        path = self._response_path(subject, story)
+        data = read_hf5(path, key, columns=self._columns(path, voxels))
+        about = self._story(story)
+        if data.shape[-2] != about.n_rows:
+            source = (
+                "respdict.json, less the trimming" if story in self._volumes else "other subjects"
             )
+            raise ValueError(
+                f"story {story!r}, {path}: {data.shape[-2]} response rows but {about.n_rows} TRs ({source}); "
+                "was the audio cut, or is the file another story's?"
+            )
+        if about.audio_path.exists():
+            _ = about.tr_times  # refuses rows beyond the sound
         return data, path
 
     def _columns(self, path, voxels):
-        """Columns of a response file that hold some of the voxels kept."""
+        """Columns of a response file that hold these voxels, counted after `voxel_step`."""
         if voxels is None:
             return slice(None, None, self.voxel_step)
-        kept = np.arange(n_columns(path))[:: self.voxel_step]
+        columns = np.arange(n_columns(path))[:: self.voxel_step]
         try:
-            return kept[
-                voxels
-                if isinstance(voxels, slice)
-                else np.asarray(voxels, None if len(voxels) else int)
-            ]
+            if not isinstance(voxels, slice):
+                voxels = np.asarray(voxels, None if len(voxels) else int)
+            return columns[voxels]
         except (IndexError, TypeError) as error:
             raise ValueError(
-                f"{path}: {len(kept)} voxels; expected a mask of as many, indices of them, or a slice ({error})"
+                f"{path}: {len(columns)} voxels; expected a mask of as many, indices of them, or a slice ({error})"
             ) from error
 
-    def _clean(self, data, subject, name, scaled=False):
-        bad, dead, far = zscore(data)
-        if bad:
-            self.filled[subject, name] = bad
+    def _zscored(self, data, subject, story, *, warn_unscaled=False):
+        n_filled, n_empty, deviation = zscore(data)
+        if n_filled:
+            self.filled[subject, story] = n_filled
             warnings.warn(
-                f"{subject} {name}: {bad} NaN values replaced by 0 ({dead} voxels have no number at all)",
+                f"{subject} {story}: {n_filled} NaN values replaced by 0 "
+                f"({n_empty} voxels have no number at all)",
                 stacklevel=3,
             )
-        if scaled and far > 0.1:
+        if warn_unscaled and deviation > 0.1:
             warnings.warn(
-                f"{subject} {name}: responses were not z-scored (mean or spread off by {far:.2g}); done here",
+                f"{subject} {story}: responses were not z-scored (mean or spread off by {deviation:.2g}); done here",
                 stacklevel=3,
             )
         return data
 
-    def noise_ceiling(self, subject: str, split: str = "test", repeats=None) -> np.ndarray:
-        """CC_max of each voxel in [0, 1], shape (n_voxels,): the mean over the repeated stories of a split (of some `repeats`)."""
-        from .encoding import noise_ceiling
 
-        ceilings = [
-            noise_ceiling(self.repeats(subject, s)[slice(None) if repeats is None else repeats])
-            for s in self.split[split]
-        ]
-        return np.mean(ceilings, axis=0)
+class Anatomy(Responses):
+    """Where each voxel lies: regions by name, and the way to fsaverage5."""
 
-    # ---------------------------------------------------------------- space and truth
     def rois(self, subject: str) -> dict[str, np.ndarray]:
         """Named regions as boolean masks of shape (n_voxels,); empty for a tree without them.
 
-        Of ``derivative/rois/<subject>.npz``, or of the listener's own surfaces (see `cortex.REGIONS`).
+        From ``derivative/rois/<subject>.npz``, or from the subject's own surfaces (see `cortex.REGIONS`).
         """
         try:
-            given = self._extra(subject, "rois") or {
-                k: v[:: self.voxel_step] for k, v in self._cortex(subject).regions.items()
-            }
+            masks = self._arrays("rois", subject)
+            if not masks:
+                regions = self._cortex(subject).regions
+                masks = {name: mask[:: self.voxel_step] for name, mask in regions.items()}
         except FileNotFoundError:
             return {}
         except ConnectionError as error:
             warnings.warn(f"no regions of {subject}: {error}", stacklevel=2)
             return {}
-        return {k: v.astype(bool) for k, v in given.items()}
+        return {name: mask.astype(bool) for name, mask in masks.items()}
+
+    def has_surface(self, subject: str) -> bool:
+        """Whether the subject's voxels can be brought to fsaverage5, that is drawn on a cortex."""
+        try:
+            self.vertices(subject)
+        except (FileNotFoundError, ConnectionError):
+            return False
+        return True
 
     def fsaverage5(self, subject: str):
         """Sparse matrix (20484, n_voxels) from voxels to the vertices of fsaverage5, left hemisphere first.
@@ -293,83 +388,187 @@ class Dataset:
         FileNotFoundError
             If this tree holds no surface.
         """
-        given = self._extra(subject, "fsaverage5")
-        if "vertices" in given:
-            return cortex.from_vertices(given["vertices"])
+        arrays = self._arrays("fsaverage5", subject)
+        if "vertices" in arrays:
+            return cortex.from_vertices(arrays["vertices"])
         matrix = self._cortex(subject).matrix
-        return matrix if self.voxel_step == 1 else cortex.thinned(matrix, self.voxel_step)
+        return matrix if self.voxel_step == 1 else cortex.every_nth(matrix, self.voxel_step)
 
     def vertices(self, subject: str) -> np.ndarray:
         """fsaverage5 vertex of each voxel, shape (n_voxels,): left 0 to 10241, right 10242 to 20483, -1 for none."""
-        given = self._extra(subject, "fsaverage5")
-        return (
-            given["vertices"]
-            if "vertices" in given
-            else self._cortex(subject).vertices[:: self.voxel_step]
-        )
+        arrays = self._arrays("fsaverage5", subject)
+        if "vertices" in arrays:
+            return arrays["vertices"]
+        return self._cortex(subject).vertices[:: self.voxel_step]
 
     @lru_cache(maxsize=16)  # noqa: B019
     def _cortex(self, subject):
         try:
-            found = cortex.read(self.root, subject)
+            anatomy = cortex.read(self.root, subject)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{self.name}: no surface for {subject}, and no {MIDDLE}/fsaverage5/{subject}.npz ({error})"
+                f"{self.name}: no surface for {subject}, and no {DERIVATIVE}/fsaverage5/{subject}.npz ({error})"
             ) from error
-        files = (self.root / MIDDLE / "preprocessed_data" / subject).glob("[!.]*.hf5")
-        some = next((p for p in files if p.exists() and p.stat().st_size > 1000), None)
-        columns = found.matrix.shape[1] if some is None else n_columns(some)
-        if columns != found.matrix.shape[1]:
+        path = self._any_response_file(subject)
+        in_mask = anatomy.matrix.shape[1]
+        if path is not None and n_columns(path) != in_mask:
             raise ValueError(
-                f"{some}: {columns} columns, but {subject}'s mask holds {found.matrix.shape[1]} voxels; is it another listener's?"
+                f"{path}: {n_columns(path)} columns, but {subject}'s mask holds {in_mask} voxels; is it "
+                "another subject's?"
             )
-        return found
+        return anatomy
 
-    def truth(self, subject: str) -> pd.DataFrame:
-        """What was planted in a simulated listener, one row a voxel: a column a level (share of the signal's variance),
-        `snr` (signal's share of one repeat's variance), `hrf_peak` (seconds), `level` (the strongest, or "none").
+    def _arrays(self, folder, subject) -> dict[str, np.ndarray]:
+        """What ``derivative/<folder>/<subject>.npz`` holds, one entry per voxel; empty without such a file."""
+        self._check_name(subject, self.subjects, "subject")
+        self.fetch([subject], [], what=["cortex"])
+        path = self.root / DERIVATIVE / folder / f"{subject}.npz"
+        if not path.exists():
+            return {}
+        return {name: values[:: self.voxel_step] for name, values in np.load(path).items()}
+
+
+class Dataset(Anatomy):
+    """A tree in the layout of ds003020: fMRI responses to spoken stories, at any TR. EEG, MEG and ECoG are not read.
+
+    Parameters
+    ----------
+    root : path
+        Holds ``stimuli/<story>.<ext>`` and ``derivative/preprocessed_data/<subject>/<story>.hf5``. Used where they are:
+        ``derivative/TextGrids/<story>.TextGrid`` (words), ``derivative/respdict.json`` (volumes per story),
+        ``derivative/rois``, ``fsaverage5`` or the subject's anatomy, and ``dataset_description.json``.
+    prepare : callable, optional
+        Called as ``prepare(subjects, stories, what)`` before files are first read, with `what` some of "stimuli",
+        "textgrids", "responses" and "cortex": builds or fetches them.
+    description : dict, optional
+        What ``dataset_description.json`` may say, and goes before it: `Name`, `Simulated`, `Subjects`, `Stories`, `Split`
+        ({"train": [...], "val": [...], "test": [...]}), and the clock of the rows: `RepetitionTime` (the TR in s, default
+        2.0), `FirstRowTime` (centre of response row 0 in s after sound onset, default 11.0) and `VolumesTrimmed` (those
+        that response files lack of the volumes in ``respdict.json``, [at the start, at the end], default [10, 10]). The
+        defaults are ds003020's.
+    subjects : str or list of str, optional
+        Only these; where the tree states no split, it is then of stories that all of them were presented.
+    voxel_step : int
+        Use every n-th voxel alone, in responses, ceilings, regions and surfaces: for a first look at a large cortex.
+
+    Attributes
+    ----------
+    name : str
+    simulated : bool
+    tr : float
+        Seconds. FIR delays count TRs, so their span in seconds follows it.
+    subjects, stories : list of str
+    split : dict of lists of str
+    description : dict
+    filled : dict
+        (subject, story): NaNs that were replaced by 0.
+
+    Notes
+    -----
+    With ``respdict.json`` a response file must have as many rows as its story has volumes, less the trimming; without it,
+    the file's own rows count. Rows that lie beyond the sound are refused when they are read: the last one's centre may be
+    at most half a TR after the sound's end, the first one's at most a TR before its start.
+    """
+
+    def __repr__(self):
+        kind = "simulated subjects" if self.simulated else "recordings"
+        few = len(self.subjects) < 3
+        who = ", ".join(self.subjects) if few else f"{len(self.subjects)} subjects"
+        return f"Dataset({self.name!r}: {kind}, {who}, {len(self.stories)} stories)"
+
+    @cached_property
+    def split(self) -> dict[str, list[str]]:
+        """Whole stories, disjoint: ``{"train": [...], "val": [...], "test": [...]}``.
+
+        As the data set states it, else by repeats (see `split_by_repeats`).
+        """
+        if "Split" in self.description:
+            return {part: list(names) for part, names in self.description["Split"].items()}
+        subjects = self._chosen or self.subjects[:1]
+        self.fetch(subjects[:1], self.stories, what=["responses"])
+        n_repeats = {
+            story: self.n_repeats(subjects[0], story)
+            for story in self.stories
+            if subjects and all(self._response_path(s, story).exists() for s in subjects)
+        }
+        if not n_repeats:
+            raise FileNotFoundError(
+                f"{self.root}: no story with responses of {subjects or 'any subject'}; expected "
+                f"{DERIVATIVE}/{RESPONSES}/<subject>/<story>.hf5"
+            )
+        return split_by_repeats(n_repeats)
+
+    def has_repeats(self, subject: str, *, split: str = "test") -> bool:
+        """Whether every story of a split was presented to the subject more than once."""
+        return all(self.n_repeats(subject, story) > 1 for story in self.split[split])
+
+    def noise_ceiling(self, subject: str, *, split: str = "test", repeats=None) -> np.ndarray:
+        """CC_max per voxel in [0, 1], shape (n_voxels,): the mean over the stories of a split.
+
+        Parameters
+        ----------
+        repeats : indices or slice, optional
+            Of these repeats alone.
 
         Raises
         ------
         ValueError
-            For real recordings, whose truth nobody knows.
+            If the stories were presented once (see `has_repeats`).
+        """
+        if not self.has_repeats(subject, split=split):
+            raise ValueError(
+                f"{self.name}: {split} stories {self.split[split]} were presented to {subject} once; a noise "
+                "ceiling needs repeats (ask has_repeats first)"
+            )
+        chosen = slice(None) if repeats is None else repeats
+        ceilings = [
+            encoding.noise_ceiling(self.repeats(subject, story)[chosen])
+            for story in self.split[split]
+        ]
+        return np.mean(ceilings, axis=0)
+
+    def truth(self, subject: str) -> pd.DataFrame:
+        """What drives each voxel of a simulated subject, one row per voxel.
+
+        Columns: one per level (its share of the signal's variance), `snr` (the signal's share of one repeat's variance),
+        `hrf_peak` (seconds), `level` (the strongest, or "none").
+
+        Raises
+        ------
+        ValueError
+            For recordings, whose ground truth is not known.
         """
         if not self.simulated:
             raise ValueError(
                 f"{self.name} holds recordings: their truth is not known; use noise_ceiling instead"
             )
-        table = pd.DataFrame(self._extra(subject, "truth"))
+        table = pd.DataFrame(self._arrays("truth", subject))
         levels = [c for c in table.columns if c not in ("snr", "hrf_peak")]
         names = np.array(levels)[table[levels].to_numpy().argmax(1)]
         return table.assign(level=np.where(table.snr > 0, names, "none"))
 
-    def _extra(self, subject, kind):
-        self._known(subject, self.subjects, "subject")
-        self.fetch([subject], [], ["cortex"])
-        path = self.root / MIDDLE / kind / f"{subject}.npz"
-        return {k: v[:: self.voxel_step] for k, v in np.load(path).items()} if path.exists() else {}
 
-    # ---------------------------------------------------------------- helpers
-    def _response_path(self, subject, name):
-        return self.root / MIDDLE / "preprocessed_data" / subject / f"{name}.hf5"
+def split_by_repeats(n_repeats: dict[str, int]) -> dict[str, list[str]]:
+    """Train, validation and test stories of a data set that states none.
 
-    def fetch(self, subjects, stories, what=("stimuli", "responses", "cortex")):
-        """Bring (or build) what these subjects and stories need, in one go; done by itself, file by file, when left out."""
-        subjects, stories = ([x] if isinstance(x, str) else list(x) for x in (subjects, stories))
-        wanted = {
-            (kind, subject, story)
-            for kind in what
-            for subject in [*subjects, ""]
-            for story in [*stories, ""]
-        } - self._ready
-        if self._prepare is not None and wanted:
-            self._prepare(subjects, stories, list(what))
-        self._ready |= wanted
+    Parameters
+    ----------
+    n_repeats : dict
+        How often each story was presented.
 
-    def _known(self, name, known, what):
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, 3, 0.5)
-            raise KeyError(
-                f"{self.name} has no {what} {name!r}; "
-                + (f"did you mean {close}?" if close else f"it has {known}")
-            )
+    Returns
+    -------
+    split : dict of lists
+        The test stories are those with the most repeats (the last story where all have as many); the validation stories
+        are the other repeated ones, else the last two of the rest (fewer where no training story would be left).
+    """
+    stories = list(n_repeats)
+    most = max(n_repeats.values())
+    test = [s for s in stories if n_repeats[s] == most]
+    if len(test) == len(stories):
+        test = stories[-1:]
+    rest = [s for s in stories if s not in test]
+    val = [s for s in rest if n_repeats[s] > 1]
+    if len(val) in (0, len(rest)):
+        val = rest[max(1, len(rest) - 2) :]
+    return {"train": [s for s in rest if s not in val], "val": val, "test": test}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
-from .timing import scan_trs, tr_centres
 
 BLOCK_BYTES = 64_000_000  # of a response file read at a time
 RATE = 16_000  # Hz, of all audio in brainlib
@@ -32,7 +29,7 @@ FILLERS = {
 }
 
 
-def check_file(path: Path, what: str, least: int = 1):
+def check_file(path: Path, what: str, *, least: int = 1):
     """Refuse a missing file, a git-annex pointer and an empty file, each with its remedy."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(
@@ -55,7 +52,7 @@ def read_audio(path: Path) -> np.ndarray:
     """Any file that soundfile reads, as (n_samples,) float32 mono at 16 kHz; channels are averaged, rates converted."""
     import soundfile
 
-    check_file(path, "a story's sound", 100)
+    check_file(path, "a story's sound", least=100)
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -75,7 +72,7 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
     """Words and phonemes of a Praat TextGrid (long or short form, UTF-8 or UTF-16): `start`, `end` in seconds, `text`."""
     from praatio import textgrid
 
-    check_file(path, "a TextGrid with a phone and a word tier", 20)
+    check_file(path, "a TextGrid with a phone and a word tier", least=20)
     try:
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
     except Exception as error:  # praatio raises many kinds; all mean that the text is no TextGrid
@@ -100,27 +97,25 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
     return out
 
 
-def read_hf5(path: Path, key: str, columns=slice(None)) -> np.ndarray:
+def read_hf5(path: Path, key: str, *, columns=slice(None)) -> np.ndarray:
     """One array of a response file as float32: `data` (n_trs, n_voxels) or `individual_repeats` (n_repeats, n_trs, n_voxels).
 
     Of these `columns` (a slice or indices) alone; rows are read a few at a time, so the others never are in memory.
     """
     with _opened(path) as file:
         if key == "individual_repeats" and key not in file:
-            raise ValueError(f"{path}: heard once; repeats exist only for repeated stories")
-        if key not in file:
             raise ValueError(
-                f"{path}: keys {list(file)}; expected {key!r} of shape (n_trs, n_voxels)"
+                f"{path}: presented once; expected 'individual_repeats' of shape (n_repeats, n_trs, n_voxels)"
             )
         stored = file[key]
         width = stored.shape[-1]
-        taken = np.arange(width)[columns]
-        out = np.empty((*stored.shape[:-1], len(taken)), np.float32)
+        columns = np.arange(width)[columns]
+        out = np.empty((*stored.shape[:-1], len(columns)), np.float32)
         step = max(1, BLOCK_BYTES // (8 * max(width, 1)))
         for outer in np.ndindex(stored.shape[:-2]):
             for start in range(0, stored.shape[-2], step):
                 block = (*outer, slice(start, start + step))
-                out[block] = stored[block] if len(taken) == width else stored[block][:, taken]
+                out[block] = stored[block] if len(columns) == width else stored[block][:, columns]
         return out
 
 
@@ -128,9 +123,13 @@ def read_hf5(path: Path, key: str, columns=slice(None)) -> np.ndarray:
 def _opened(path: Path):
     import h5py
 
-    check_file(path, "an hf5 file of responses", 8)
+    check_file(path, "an hf5 file of responses", least=8)
     try:
         with h5py.File(path, "r") as file:
+            if "data" not in file:
+                raise ValueError(
+                    f"{path}: keys {list(file)}; expected 'data' of shape (n_trs, n_voxels)"
+                )
             yield file
     except OSError as error:
         raise ValueError(
@@ -139,13 +138,19 @@ def _opened(path: Path):
 
 
 def n_columns(path: Path) -> int:
-    """How many voxels a response file holds."""
+    """Number of voxels of a response file."""
     with _opened(path) as file:
         return file["data"].shape[-1]
 
 
-def n_repeats(path: Path) -> int:
-    """How often a story was heard, by its response file."""
+def n_rows(path: Path) -> int:
+    """Number of TRs of a response file."""
+    with _opened(path) as file:
+        return file["data"].shape[0]
+
+
+def count_repeats(path: Path) -> int:
+    """How often the story of a response file was presented."""
     with _opened(path) as file:
         return file["individual_repeats"].shape[0] if "individual_repeats" in file else 1
 
@@ -172,70 +177,3 @@ def zscore(data: np.ndarray) -> tuple[int, int, float]:
         np.nan_to_num(one, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         bad, dead = bad + int(lost.sum()), dead + int(lost.all(0).sum())
     return bad, dead, float(far)
-
-
-class Story:
-    """One story: its sound, its words and phonemes with times, and the TRs at which a brain listened.
-
-    Attributes
-    ----------
-    audio : array of shape (n_samples,), float32
-        Mono, 16 kHz, as stored (not normalised).
-    rate : int
-        16000, in Hz.
-    duration : float
-        Seconds.
-    words, phonemes : DataFrame
-        Columns `start`, `end` (seconds after sound onset) and `text`; fillers such as ``sp`` are dropped.
-    tr_times : array of shape (n_trs,)
-        Centres of the kept TRs, seconds after sound onset: 11, 13, 15, ...
-    """
-
-    rate = RATE
-
-    def __init__(
-        self, name: str, audio_path: Path, grid_path: Path, n_trs: int | None = None, prepare=None
-    ):
-        self.name, self.audio_path, self.grid_path, self._n_trs = (
-            name,
-            Path(audio_path),
-            Path(grid_path),
-            n_trs,
-        )
-        self._prepare = prepare or (lambda what: None)
-
-    @cached_property
-    def audio(self) -> np.ndarray:
-        self._prepare("stimuli")
-        return read_audio(self.audio_path)
-
-    @cached_property
-    def _tiers(self):
-        self._prepare("textgrids")
-        return read_textgrid(self.grid_path)
-
-    @property
-    def duration(self) -> float:
-        if "audio" in self.__dict__:
-            return len(self.audio) / self.rate
-        import soundfile
-
-        self._prepare("stimuli")
-        check_file(self.audio_path, "a story's sound", 100)
-        return soundfile.info(self.audio_path).duration
-
-    @property
-    def words(self) -> pd.DataFrame:
-        return self._tiers["words"]
-
-    @property
-    def phonemes(self) -> pd.DataFrame:
-        return self._tiers["phonemes"]
-
-    @property
-    def tr_times(self) -> np.ndarray:
-        rows = scan_trs(self.duration) - 20 if self._n_trs is None else self._n_trs
-        return tr_centres(rows)
-
-    def __repr__(self):
-        return f"Story({self.name!r}, {self.duration:.1f} s, {len(self.words)} words, {len(self.tr_times)} TRs)"

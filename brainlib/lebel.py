@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from .datasets import MIDDLE, Dataset
+from .datasets import DERIVATIVE, Dataset
 from .runtime import atomic, cache_dir
 
 VERSION = "3.1.0"  # the snapshot of ds003020 that the manifest lists
@@ -50,7 +50,7 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
         path = path / "manifest.csv" if path and (path / "manifest.csv").exists() else shipped
     table = path.copy() if isinstance(path, pd.DataFrame) else pd.read_csv(path)
     parts = table.path.str.extract(
-        rf"^(?:{MIDDLE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
+        rf"^(?:{DERIVATIVE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
     )
     names = {
         "TextGrids": "textgrids",
@@ -60,7 +60,7 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
     }
     table["kind"] = parts[0].replace(names)
     table.loc[
-        table.path.isin([f"{MIDDLE}/respdict.json", f"{MIDDLE}/subject_xfms.json"]), "kind"
+        table.path.isin([f"{DERIVATIVE}/respdict.json", f"{DERIVATIVE}/subject_xfms.json"]), "kind"
     ] = "textgrids"  # they go with them
     table["subject"] = parts[1].fillna("")
     table["story"] = parts[2].str.rsplit(".", n=1).str[0].where(table.kind != "cortex").fillna("")
@@ -103,7 +103,7 @@ def split_of(
 
 
 def open_dataset(
-    root=None, subjects=None, split: str = "braintuning", mirror=None, table=None, **options
+    root=None, *, subjects=None, split: str = "braintuning", mirror=None, table=None, **options
 ) -> Dataset:
     """ds003020 as a `Dataset` whose files are fetched when they are first asked for (or in one go by its `fetch`).
 
@@ -128,7 +128,7 @@ def open_dataset(
     )  # the first listener heard all stories
 
     def prepare(subjects, stories, what):
-        fetch(subjects, stories, what, root, mirror, table=files, strict=False)
+        fetch(subjects, stories, what=what, root=root, mirror=mirror, table=files, strict=False)
 
     prepare([], sum(chosen.values(), []), ["textgrids"])
     heard = _heard_by_all(subjects or everybody[:1], files)
@@ -144,6 +144,7 @@ def open_dataset(
 def fetch(
     subjects=(),
     stories=None,
+    *,
     what=KINDS,
     root=None,
     mirror=None,

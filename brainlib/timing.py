@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import sparse
 
-TR_S = 2.0  # LeBel et al. 2023, BIDS sidecars of ds003020
-LEAD_IN_S = 10.0  # silence before sound onset, ibid.
-CUT_TRS = 10  # volumes that the released responses lack at each end, ibid.
+
+@dataclass(frozen=True)
+class Clock:
+    """When the rows of a response file were recorded; the defaults are those of ds003020 (LeBel et al. 2023).
+
+    Attributes
+    ----------
+    tr : float
+        Seconds from one row to the next.
+    first : float
+        Centre of the first row, seconds after sound onset.
+    trimmed : tuple of two ints
+        Volumes of the scan that the response file lacks at its start and at its end.
+    """
+
+    tr: float = 2.0
+    first: float = 11.0
+    trimmed: tuple[int, int] = (10, 10)
+
+
+DS003020 = Clock()
+LEAD_IN_S = 10.0  # silence before sound onset in ds003020, ibid.
 
 
 def scan_trs(duration: float) -> int:
-    """Number of volumes of the scan that plays `duration` seconds of sound: 10 s before, at least 8 s after."""
-    return int((duration + 20) // TR_S)
+    """Number of volumes of ds003020's scan that plays `duration` seconds of sound: 10 s before, at least 8 s after."""
+    return int((duration + 20) // DS003020.tr)
 
 
-def tr_centres(n_rows: int) -> np.ndarray:
-    """Centres of the kept TRs in seconds after sound onset: 11, 13, 15, ...
+def tr_centres(
+    n_rows: int, *, tr: float = DS003020.tr, first: float = DS003020.first
+) -> np.ndarray:
+    """Centres of the response rows in seconds after sound onset: 11, 13, 15, ... in ds003020.
 
     Parameters
     ----------
     n_rows : int
-        Rows of the response file, which is the scan without its first and last ten volumes.
+        Rows of the response file.
+    tr : float
+        Seconds from one row to the next.
+    first : float
+        Centre of row 0, seconds after sound onset.
 
     Returns
     -------
     times : array of shape (n_rows,)
-        The scan starts 10 s before the sound, so volume k is centred at 2k - 9 s; row 0 is volume 10
-        (LeBel et al. 2023; the features' cut [10:-5] of the grid 2k - 9 in the authors' code gives the same rows).
+
+    Notes
+    -----
+    ds003020's scan starts 10 s before the sound, so volume k is centred at 2k - 9 s; its response files lack ten volumes
+    at each end, so row 0 is volume 10 (LeBel et al. 2023; the features' cut [10:-5] of the grid 2k - 9 in the authors'
+    code gives the same rows).
     """
-    return TR_S * (np.arange(n_rows) + CUT_TRS) + TR_S / 2 - LEAD_IN_S
+    return first + tr * np.arange(n_rows)
 
 
-def lanczos_matrix(times, tr_times, lobes: int = 3, causal: bool = False) -> sparse.csr_matrix:
+def lanczos_matrix(times, tr_times, *, lobes: int = 3, causal: bool = False) -> sparse.csr_matrix:
     """Weights that resample a signal at `times` to `tr_times` with a Lanczos kernel.
 
     Parameters
@@ -49,8 +80,8 @@ def lanczos_matrix(times, tr_times, lobes: int = 3, causal: bool = False) -> spa
     Returns
     -------
     weights : sparse matrix of shape (t, n)
-        Not normalised, as in the field's code: a constant at 10 Hz comes out near 20 (samples a TR), a word becomes
-        words a TR (Huth et al. 2016; Lanczos window after Duchon 1979).
+        Not normalised, as in the field's code: a constant at 10 Hz comes out near 20 (samples per TR), a word becomes
+        words per TR (Huth et al. 2016; Lanczos window after Duchon 1979).
     """
     times, tr_times = np.asarray(times, float), np.asarray(tr_times, float)
     if times.ndim != 1 or tr_times.ndim != 1 or len(tr_times) < 2:
@@ -74,13 +105,13 @@ def lanczos_matrix(times, tr_times, lobes: int = 3, causal: bool = False) -> spa
     return sparse.csr_matrix((weights, (rows, columns)), shape=(len(tr_times), len(times)))
 
 
-def downsample(x, times, tr_times, lobes: int = 3, causal: bool = False):
+def downsample(x, times, tr_times, *, lobes: int = 3, causal: bool = False):
     """Resample features to TR times with a Lanczos kernel (see `lanczos_matrix`).
 
     Parameters
     ----------
     x : array or torch tensor of shape (n, f)
-        One row a sample; any times, words too.
+        One row per sample; times need not be regular (words are fine).
     times : array of shape (n,)
         Seconds after sound onset.
     tr_times : array of shape (t,)
@@ -98,15 +129,15 @@ def downsample(x, times, tr_times, lobes: int = 3, causal: bool = False):
     """
     if len(x) != len(times):
         raise ValueError(f"{len(x)} feature rows but {len(times)} times: each row needs its time")
-    weights = lanczos_matrix(times, tr_times, lobes, causal)
+    weights = lanczos_matrix(times, tr_times, lobes=lobes, causal=causal)
     if isinstance(x, np.ndarray):
         return np.asarray(weights @ x).astype(np.result_type(x.dtype, np.float32), copy=False)
     import torch
 
     coo = weights.tocoo()
-    place = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+    indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
     matrix = torch.sparse_coo_tensor(
-        place,
+        indices,
         torch.from_numpy(coo.data),
         coo.shape,
         dtype=x.dtype,
@@ -122,9 +153,10 @@ def fir(x, delays=(1, 2, 3, 4)):
     Parameters
     ----------
     x : array or torch tensor of shape (t, f)
-        Features of **one** story, one row a TR.
+        Features of **one** story, one row per TR.
     delays : sequence of int
-        In TRs; 1 to 4 covers 2 to 8 s, where the haemodynamic response lives. Negative delays look ahead.
+        In TRs, whatever the TR is; at 2 s, 1 to 4 covers 2 to 8 s, where the haemodynamic response lives (at 1.5 s, 1 to 5
+        does). Negative delays look ahead.
 
     Returns
     -------

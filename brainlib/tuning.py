@@ -293,11 +293,11 @@ class BrainTuner:
                 s: pick_voxels(ds, s, rule=recipe.voxels) if voxels is None else np.asarray(voxels)
                 for s in subjects
             }
-        ds.fetch(subjects, train + val, ["stimuli", "responses"])
+        ds.fetch(subjects, train + val, what=["stimuli", "responses"])
         read, fronts = (
             (lambda u, s: responses(u, s)[:, voxels[u]])
             if responses
-            else (lambda u, s: ds.responses(u, s, voxels[u])),
+            else (lambda u, s: ds.responses(u, s, voxels=voxels[u])),
             Fronts(self.encoder),
         )
         targets = {

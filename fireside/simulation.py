@@ -17,9 +17,10 @@ import numpy as np
 from scipy import signal
 
 from brainlib import lowlevel
-from brainlib.datasets import MIDDLE, Dataset, Story
+from brainlib.datasets import DERIVATIVE, RESPONSES, Dataset
 from brainlib.runtime import atomic, cache_dir
-from brainlib.timing import LEAD_IN_S, TR_S, downsample, scan_trs
+from brainlib.stories import Story
+from brainlib.timing import DS003020, LEAD_IN_S, downsample, scan_trs
 
 from .topography import REGIONS, RIGHT, cortex, field, nearest_region, rois
 
@@ -45,7 +46,7 @@ HRF_PEAKS_S = (
 NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
 
 
-def open_dataset(root: str | Path | None = None, noise: str = "clean", **options) -> Dataset:
+def open_dataset(root: str | Path | None = None, *, noise: str = "clean", **options) -> Dataset:
     """The tree of fireside, stories laid out, listeners built when first asked for. See `datasets.load`."""
     _check_noise(noise)
     root = Path(root) if root else cache_dir("fireside", noise)
@@ -57,7 +58,7 @@ def open_dataset(root: str | Path | None = None, noise: str = "clean", **options
     )
 
 
-def build(subjects=SUBJECTS, noise: str = "clean", root: str | Path | None = None) -> Path:
+def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = None) -> Path:
     """Simulate listeners into the layout of ds003020; what is whole already is left as it is.
 
     Parameters
@@ -85,7 +86,7 @@ def build(subjects=SUBJECTS, noise: str = "clean", root: str | Path | None = Non
     for subject in subjects:
         if subject not in SUBJECTS:
             raise KeyError(f"fireside has no subject {subject!r}; it has {list(SUBJECTS)}")
-        target = root / MIDDLE / "preprocessed_data" / subject
+        target = root / DERIVATIVE / RESPONSES / subject
         if not target.is_dir():  # written last of a subject's files, and by one rename
             _build_subject(root, subject, noise, target)
     return root
@@ -102,7 +103,8 @@ def _stories() -> list[str]:
 
 def embedded_story(name: str) -> Story:
     """A story straight from the package's assets, without any tree."""
-    return Story(name, ASSETS / "audio" / f"{name}.ogg", ASSETS / "TextGrids" / f"{name}.TextGrid")
+    grid = ASSETS / "TextGrids" / f"{name}.TextGrid"
+    return Story(name, ASSETS / "audio" / f"{name}.ogg", grid_path=grid)
 
 
 @lru_cache(maxsize=1)
@@ -143,23 +145,23 @@ def _lay_out(root: Path, noise: str):
                 f"{root} holds {found.get('Name')!r} at noise {found.get('NoiseLevel')!r}; expected an empty folder or fireside at {noise!r}"
             )
         for folder in (
-            "preprocessed_data",
+            RESPONSES,
             "truth",
             "rois",
             "fsaverage5",
         ):  # of an older version: build anew
-            shutil.rmtree(root / MIDDLE / folder, ignore_errors=True)
+            shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
     counts = {}
     for name in _stories():
         story = embedded_story(name)
         counts[name] = scan_trs(story.duration)
         for source, target in (
             (story.audio_path, root / "stimuli"),
-            (story.grid_path, root / MIDDLE / "TextGrids"),
+            (story.grid_path, root / DERIVATIVE / "TextGrids"),
         ):
             with atomic(target / source.name) as part:
                 shutil.copyfile(source, part)
-    _write_json(root / MIDDLE / "respdict.json", counts)
+    _write_json(root / DERIVATIVE / "respdict.json", counts)
     _write_json(described, description)
 
 
@@ -200,7 +202,7 @@ def word_vectors(story):
 def _planted(name: str) -> dict[str, np.ndarray]:
     """Features of the four levels at 10 Hz from sound onset to the end of the scan, each (n_times, n_features)."""
     story = embedded_story(name)
-    n = int((scan_trs(story.duration) * TR_S - LEAD_IN_S) * RATE_HZ)
+    n = int((scan_trs(story.duration) * DS003020.tr - LEAD_IN_S) * RATE_HZ)
     loud, _ = lowlevel.mel(story)
     acoustic = np.zeros((n, loud.shape[1]), np.float32)
     steps = lowlevel.RATE_HZ // RATE_HZ
@@ -317,13 +319,13 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     signals = _signals(parts)
     levels = {name: parts["shares"][i] * (parts["snr"] > 0) for i, name in enumerate(LEVELS)}
     _save(
-        root / MIDDLE / "truth" / f"{subject}.npz",
+        root / DERIVATIVE / "truth" / f"{subject}.npz",
         **levels,
         snr=parts["snr"],
         hrf_peak=parts["hrf_peak"],
     )
-    _save(root / MIDDLE / "rois" / f"{subject}.npz", **rois())
-    _save(root / MIDDLE / "fsaverage5" / f"{subject}.npz", vertices=cortex()[0])
+    _save(root / DERIVATIVE / "rois" / f"{subject}.npz", **rois())
+    _save(root / DERIVATIVE / "fsaverage5" / f"{subject}.npz", vertices=cortex()[0])
     with atomic(target) as folder:
         folder.mkdir()
         for name, clean in zip(stories, signals):

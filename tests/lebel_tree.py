@@ -135,21 +135,21 @@ def zscored(x):
 def write_story(path, subject, name, drive, gain, rng):
     """float64, contiguous; the test story with five or ten repeats and their plain mean, which UTS01 lacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    repeats = (
+    n_repeats = (
         (10 if subject in ("UTS01", "UTS02", "UTS03") else 5) if name == "wheretheressmoke" else 1
     )
     signal = zscored(drive[:, None]) * gain
-    repeats = zscored(signal + rng.standard_normal((repeats, *signal.shape)))
+    repeats = zscored(signal + rng.standard_normal((n_repeats, *signal.shape)))
     data = repeats.mean(0) if subject != "UTS01" else zscored(repeats[0])
     if name == "souls":
         data[:, 5], data[3, 7] = np.nan, np.nan
     if name == "naked":
         data = 7 + 3 * data  # not z-scored
-    if subject == "UTS02" and repeats > 1:
+    if subject == "UTS02" and n_repeats > 1:
         data = zscored(data)  # the mean, scaled again
     with h5py.File(path, "w") as file:
         file["data"] = data.astype("f8")
-        if repeats > 1:
+        if n_repeats > 1:
             file["individual_repeats"] = repeats.astype("f8")
 
 

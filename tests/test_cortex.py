@@ -279,7 +279,7 @@ def test_a_thinned_map_does_not_reach_beyond_the_scan():
     matrix = csr_matrix(
         (np.ones(len(half)), (half, np.arange(len(half)))), shape=(2 * N_VERTICES, len(half))
     )
-    thin = cortex.thinned(matrix, 50)
+    thin = cortex.every_nth(matrix, 50)
     np.testing.assert_array_equal(np.diff(thin.indptr) > 0, np.diff(matrix.indptr) > 0)
 
 
@@ -291,6 +291,6 @@ def test_responses_of_another_listener_are_refused(tmp_path):
     with h5py.File(path, "w") as file:
         file["data"] = data
     with pytest.raises(
-        ValueError, match="columns, but UTS03's mask holds .* voxels; is it another listener's"
+        ValueError, match="columns, but UTS03's mask holds .* voxels; is it another subject's"
     ):
         datasets.load(str(tmp_path / "tree")).rois("UTS03")

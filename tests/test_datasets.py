@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_a_cut_hf5_is_refused(tree):
 
 
 def test_repeats_of_a_story_heard_once_are_refused(tree):
-    with pytest.raises(ValueError, match="heard once"):
+    with pytest.raises(ValueError, match="presented once"):
         datasets.load(str(tree)).repeats("UTS01", "a")
 
 
@@ -190,3 +191,164 @@ def test_real_recordings_have_no_truth_and_no_surface(tree):
         ds.truth("UTS01")
     with pytest.raises(FileNotFoundError, match="no surface"):
         ds.vertices("UTS01")
+
+
+# ------------------------------------------------------------------ every data set on its own clock
+def make_tree(root, *, tr=1.5, first=0.75, rows=80, seconds=120, description=None, names="abcde"):
+    """A tree of sounds and responses alone: no TextGrids, no respdict.json, no repeats, no anatomy."""
+    rng = np.random.default_rng(0)
+    (root / "stimuli").mkdir(parents=True)
+    for name in names:
+        soundfile.write(root / f"stimuli/{name}.wav", np.zeros(seconds * 1000), 1000)
+        path = root / f"derivative/preprocessed_data/S1/{name}.hf5"
+        write_responses(path, zscored(rng.standard_normal((rows, 7))))
+    if description is None:
+        description = {"RepetitionTime": tr, "FirstRowTime": first}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    return root
+
+
+def test_tr_and_first_row_come_from_the_description(tmp_path):
+    ds = datasets.load(str(make_tree(tmp_path / "mine")))
+    times = ds.story("a").tr_times
+    assert (ds.tr, len(times), times[0], times[-1]) == (1.5, 80, 0.75, 119.25)
+    assert ds.responses("S1", "a").shape == (80, 7)
+
+
+def test_rows_beyond_the_sound_are_refused_by_name(tmp_path):
+    """120 s of sound at a TR of 1.5 s, and nobody says so: at 2 s, rows would reach 169 s."""
+    ds = datasets.load(str(make_tree(tmp_path / "mine", description={})))
+    message = "story 'a': 80 response rows are centred at 11 to 169 s.*0 to 120.0 s.*RepetitionTime"
+    for read in (lambda: ds.responses("S1", "a"), lambda: ds.story("a").tr_times):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+@pytest.mark.parametrize(
+    "first, rows, fits", [(0.75, 81, True), (0.8, 81, False), (-1.5, 80, True), (-1.6, 80, False)]
+)
+def test_half_a_tr_after_the_sound_and_one_before_it_are_the_limits(tmp_path, first, rows, fits):
+    ds = datasets.load(str(make_tree(tmp_path / "mine", first=first, rows=rows)))
+    if fits:
+        assert len(ds.story("a").tr_times) == len(ds.responses("S1", "a")) == rows
+    else:
+        with pytest.raises(ValueError, match="expected rows within it"):
+            ds.responses("S1", "a")
+
+
+def test_volumes_less_the_trimming_are_the_rows(tmp_path):
+    description = {"RepetitionTime": 1.5, "FirstRowTime": 0.75, "VolumesTrimmed": [4, 2]}
+    root = make_tree(tmp_path / "mine", description=description)
+    (root / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcde", 86)))
+    assert datasets.load(str(root)).responses("S1", "a").shape == (80, 7)
+    (root / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcde", 100)))
+    with pytest.raises(ValueError, match="80 response rows but 94 TRs .respdict.json, less"):
+        datasets.load(str(root)).responses("S1", "a")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RepetitionTime": 0},
+        {"RepetitionTime": "2 s"},
+        {"VolumesTrimmed": 10},
+        {"FirstRowTime": None},
+    ],
+)
+def test_a_clock_that_is_none_is_refused(tmp_path, wrong):
+    root = make_tree(tmp_path / "mine", description=wrong)
+    with pytest.raises(ValueError, match="dataset_description.json: .*expected seconds above 0"):
+        datasets.load(str(root))
+
+
+def test_a_tr_without_the_first_row_is_warned_of(tmp_path):
+    root = make_tree(tmp_path / "mine", description={"RepetitionTime": 1.0})
+    with pytest.warns(UserWarning, match="without FirstRowTime; row 0 is taken to be centred 11 s"):
+        datasets.load(str(root))
+
+
+def test_subjects_of_different_rows_are_refused(tmp_path):
+    root = make_tree(tmp_path / "mine")
+    write_responses(root / "derivative/preprocessed_data/S2/a.hf5", np.zeros((79, 7)))
+    ds = datasets.load(str(root))
+    with pytest.raises(ValueError, match="79 response rows but 80 TRs .other subjects"):
+        ds.responses("S2", "a")
+
+
+# ------------------------------------------------------------------ what a tree may lack
+def test_without_repeats_words_and_anatomy_a_tree_gives_what_it_has(tmp_path):
+    ds = datasets.load(str(make_tree(tmp_path / "mine")))
+    assert ds.stories == list("abcde") and ds.n_voxels("S1") == 7
+    assert ds.split == {"train": ["a", "b"], "val": ["c", "d"], "test": ["e"]}
+    assert not ds.has_repeats("S1") and not ds.has_words("a") and not ds.has_surface("S1")
+    assert ds.rois("S1") == {}
+    assert "no TextGrid" in repr(ds.story("a"))
+    with pytest.raises(ValueError, match=r"test stories \['e'\] were presented to S1 once"):
+        ds.noise_ceiling("S1")
+    with pytest.raises(FileNotFoundError, match="a.TextGrid: missing; expected a TextGrid"):
+        _ = ds.story("a").words
+    with pytest.raises(FileNotFoundError, match="no surface for S1"):
+        ds.fsaverage5("S1")
+
+
+def test_a_tree_says_what_it_has(tree):
+    ds = datasets.load(str(tree), voxel_step=4)
+    assert ds.has_repeats("UTS01") and not ds.has_repeats("UTS01", split="val")
+    assert ds.has_words("a") and ds.n_voxels("UTS01") == 2
+
+
+@pytest.mark.parametrize(
+    "n_repeats, split",
+    [
+        ([1, 1], ("a", "", "b")),
+        ([1, 1, 1], ("a", "b", "c")),
+        ([2, 2, 2, 2], ("a", "bc", "d")),
+        ([1, 3, 2, 1], ("ad", "c", "b")),
+        ([3, 2, 2, 2], ("b", "cd", "a")),
+    ],
+)
+def test_a_split_by_repeats_leaves_training_stories(n_repeats, split):
+    parts = datasets.split_by_repeats(dict(zip("abcd", n_repeats)))
+    assert tuple("".join(parts[k]) for k in ("train", "val", "test")) == split
+
+
+def test_a_truncated_file_is_an_error_and_not_a_story_presented_once(tree):
+    path = tree / "derivative/preprocessed_data/UTS01/d.hf5"
+    path.write_bytes(path.read_bytes()[:-200])
+    ds = datasets.load(str(tree))
+    for ask in (lambda: ds.n_repeats("UTS01", "d"), lambda: ds.split):
+        with pytest.raises(ValueError, match="d.hf5: cannot be read .*truncated"):
+            ask()
+
+
+def test_a_response_file_without_data_is_refused_whatever_is_asked(tree):
+    import h5py
+
+    path = tree / "derivative/preprocessed_data/UTS01/a.hf5"
+    with h5py.File(path, "w") as file:
+        file["responses"] = np.zeros((10, 6))
+    ds = datasets.load(str(tree))
+    for ask in (lambda: ds.n_repeats("UTS01", "a"), lambda: ds.responses("UTS01", "a", voxels=[0])):
+        with pytest.raises(ValueError, match=r"keys \['responses'\]; expected 'data'"):
+            ask()
+
+
+def test_a_third_data_set_registers_itself(tmp_path, monkeypatch):
+    """A package with an entry point in the group brainlib.datasets needs no change in brainlib."""
+    make_tree(tmp_path / "mine")
+    info = tmp_path / "site/campfire-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: campfire\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[brainlib.datasets]\ncampfire = campfire:open_dataset\n"
+    )
+    (tmp_path / "site/campfire.py").write_text(
+        "from brainlib.datasets import Dataset\n"
+        "def open_dataset(root=None, **options):\n"
+        "    return Dataset(root, description={'Name': 'campfire'}, **options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    ds = datasets.load("campfire", tmp_path / "mine", voxel_step=2)
+    assert (ds.name, ds.n_voxels("S1")) == ("campfire", 4)
+    with pytest.raises(FileNotFoundError, match="campfire"):
+        datasets.load("campfires")

@@ -140,7 +140,7 @@ def test_on_a_null_listener_the_permutation_test_keeps_its_level(fireside_root):
 def test_the_scanner_level_has_ceilings_like_real_recordings(fireside_root):
     noisy = datasets.load("fireside", root=fireside_root / "scanner", noise="scanner")
     for split in ("test", "val"):  # ten repeats, five repeats
-        ceiling = noisy.noise_ceiling("SIM01", split)
+        ceiling = noisy.noise_ceiling("SIM01", split=split)
         assert 0.22 <= np.median(ceiling) <= 0.42
         assert 0.13 <= np.mean(ceiling == 0) <= 0.34
 

@@ -44,7 +44,7 @@ def fetch(server, table, tmp_path):
         return lebel.fetch(
             subjects,
             stories,
-            what,
+            what=what,
             **{"root": tmp_path / "out", "mirror": server.url, "table": table, "quiet": True}
             | options,
         )
@@ -285,7 +285,7 @@ def test_nothing_is_lost_or_taken_for_whole_after_kill_9(server, source, table, 
     table.to_csv(tmp_path / "m.csv", index=False)
     code = (
         "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
-        "lebel.fetch((), ['buck', 'souls'], ['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
+        "lebel.fetch((), ['buck', 'souls'], what=['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
     )
     command = [
         sys.executable,
@@ -316,7 +316,7 @@ def test_nothing_is_lost_or_taken_for_whole_after_kill_9(server, source, table, 
     root = lebel.fetch(
         (),
         ["buck", "souls"],
-        ["stimuli"],
+        what=["stimuli"],
         root=tmp_path / "out",
         mirror=server.url,
         table=table,
@@ -333,7 +333,7 @@ def test_two_processes_fetch_the_same_files_once(server, source, table, tmp_path
     table.to_csv(tmp_path / "m.csv", index=False)
     code = (
         "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
-        "lebel.fetch((), ['buck'], ['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
+        "lebel.fetch((), ['buck'], what=['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
     )
     command = [
         sys.executable,
@@ -456,14 +456,20 @@ def test_only_the_columns_asked_for_are_read(ds, source, monkeypatch):
     chosen = np.array([3, 30, 11])
     mask = np.zeros(40, bool)
     mask[[3, 11, 30]] = True
-    np.testing.assert_array_equal(ds("UTS03").responses("UTS03", "buck", chosen), whole[:, chosen])
-    np.testing.assert_array_equal(ds("UTS03").responses("UTS03", "buck", mask), whole[:, mask])
+    np.testing.assert_array_equal(
+        ds("UTS03").responses("UTS03", "buck", voxels=chosen), whole[:, chosen]
+    )
+    np.testing.assert_array_equal(
+        ds("UTS03").responses("UTS03", "buck", voxels=mask), whole[:, mask]
+    )
     thin = ds("UTS03", voxel_step=7)
     np.testing.assert_array_equal(thin.responses("UTS03", "buck"), whole[:, ::7])
-    np.testing.assert_array_equal(thin.responses("UTS03", "buck", [2, 4]), whole[:, [14, 28]])
+    np.testing.assert_array_equal(
+        thin.responses("UTS03", "buck", voxels=[2, 4]), whole[:, [14, 28]]
+    )
     monkeypatch.setattr(files, "BLOCK_BYTES", 8 * 40 * 3)  # three rows at a time
     np.testing.assert_array_equal(
-        ds("UTS03").repeats("UTS03", "wheretheressmoke", chosen),
+        ds("UTS03").repeats("UTS03", "wheretheressmoke", voxels=chosen),
         ds("UTS03").repeats("UTS03", "wheretheressmoke")[..., chosen],
     )
     with pytest.raises(ValueError, match="voxel_step=0"):
@@ -477,11 +483,11 @@ def test_voxels_that_are_not_there_are_named(ds):
             ValueError,
             match="buck.hf5: 6 voxels; expected a mask of as many, indices of them, or a slice",
         ):
-            d.responses("UTS03", "buck", wrong)
+            d.responses("UTS03", "buck", voxels=wrong)
     whole = d.responses("UTS03", "buck")
-    np.testing.assert_array_equal(d.responses("UTS03", "buck", [-1, 0]), whole[:, [-1, 0]])
-    np.testing.assert_array_equal(d.responses("UTS03", "buck", slice(1, 3)), whole[:, 1:3])
-    assert d.responses("UTS03", "buck", []).shape == (21, 0)
+    np.testing.assert_array_equal(d.responses("UTS03", "buck", voxels=[-1, 0]), whole[:, [-1, 0]])
+    np.testing.assert_array_equal(d.responses("UTS03", "buck", voxels=slice(1, 3)), whole[:, 1:3])
+    assert d.responses("UTS03", "buck", voxels=[]).shape == (21, 0)
 
 
 def test_a_constant_voxel_becomes_zero_whatever_its_value():
@@ -575,8 +581,8 @@ def test_memory_is_that_of_the_columns(tmp_path):
         file.create_dataset("data", (2310, 60_000), "f8")[2309] = 1.0
     code = (
         "import sys, numpy as np, h5py; from pathlib import Path; from brainlib import files, runtime\n"
-        "before = runtime.peak_memory_mb(); y = files.read_hf5(Path(sys.argv[1]), 'data', slice(None, None, 100))\n"
-        "assert y[2309].sum() == 600; x = files.read_hf5(Path(sys.argv[1]), 'individual_repeats', slice(None, None, 100))\n"
+        "before = runtime.peak_memory_mb(); y = files.read_hf5(Path(sys.argv[1]), 'data', columns=slice(None, None, 100))\n"
+        "assert y[2309].sum() == 600; x = files.read_hf5(Path(sys.argv[1]), 'individual_repeats', columns=slice(None, None, 100))\n"
         "print(x.shape, x[9, 230].sum(), runtime.peak_memory_mb() - before)"
     )
     out = subprocess.run(

@@ -134,7 +134,7 @@ def run(name, ds, subject, model, out):
             keep="last" if which else "best",
             quiet=True,
         )
-    judged = np.flatnonzero(ds.noise_ceiling(subject, "val") > 0.2)
+    judged = np.flatnonzero(ds.noise_ceiling(subject, split="val") > 0.2)
     layer = recipe.layer % encoder.layers
     options = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
     r = evaluation.voxelwise_scores(
