@@ -1,5 +1,6 @@
 # make book   every notebook with papermill on the embedded data, then the site in _build/html
 # make test   the tests (fast, offline, no GPU)
+# make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuning runs that notebook 3 compares (about 80 minutes on one core), into results/
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
@@ -14,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 export URLLIB3_NO_OVERRIDE := 1
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
-.PHONY: book test lint clean notebooks site runs
+.PHONY: book test lint clean notebooks site runs lab
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml
@@ -36,6 +37,9 @@ book: notebooks
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not site" tests brainlib
+
+lab: $(VENV)/ready
+	$(BIN)/python -m jupyterlab notebooks
 
 runs: $(VENV)/ready
 	$(BIN)/python tools/tune_grid.py

@@ -1,4 +1,4 @@
-"""Build the site from executed notebooks, and refuse a site that only looks built.
+"""Build the site from executed notebooks, and refuse a site that is not whole.
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
     python tools/build_book.py --sync    # write address, branch, set-up cell and the notebooks' own parameter files
@@ -344,12 +344,20 @@ def write(path: Path, text: str):
 
 
 # ------------------------------------------------------------------ the site
+FRAME_STYLE = "&lt;style&gt;body{margin:0;overflow:hidden}&lt;/style&gt;"
+FRAME_END = "&lt;/head&gt;"
+
+
 def enlarge(site: Path):
-    """Each figure of a notebook page becomes a link to itself: a click shows it in full size."""
-    figure = re.compile(r'(?<!<!--big-->)(<img\b[^>]*\bsrc="(\.\./_images/[^"]+)"[^>]*>)')
-    link = r'<a class="enlarge" href="\2" title="Show this figure in full size"><!--big-->\1</a>'
+    """Each figure of a notebook page becomes a link to itself: a click shows it in full size.
+
+    The turnable cortex, a page of its own in a frame, loses its margin: the colour bar would be cut.
+    """
+    figure = re.compile(r'(?<!<!--full-->)(<img\b[^>]*\bsrc="(\.\./_images/[^"]+)"[^>]*>)')
+    link = r'<a class="enlarge" href="\2" title="Show this figure in full size"><!--full-->\1</a>'
     for path in sorted((site / "notebooks").glob("*.html")):
-        path.write_text(figure.sub(link, path.read_text(encoding="utf-8")), encoding="utf-8")
+        text = figure.sub(link, path.read_text(encoding="utf-8"))
+        path.write_text(text.replace(FRAME_END, FRAME_STYLE + FRAME_END), encoding="utf-8")
 
 
 def jupyter_book(folder: Path):

@@ -2,9 +2,9 @@
 
     python tools/check_pico.py
 
-For each layer, and for random weights of the same architecture: share of the noise ceiling on the test story, by what was
-planted in a voxel (simulated listener SIM01, 21 training stories). And a linear probe for the phoneme of a frame: fitted
-on two stories a voice, scored on another story of each voice, the best layer chosen on a third.
+For each layer, and for random weights of the same architecture: noise-ceiling-normalised correlation on the test story, by
+the level that drives a voxel (simulated subject SIM01, 21 training stories). And a linear probe for the phoneme of a frame:
+fitted on two stories per voice, scored on another story of each voice, the best layer chosen on a third.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ import fireside
 from brainlib import datasets, evaluation
 from brainlib.speech import SpeechEncoder
 
-LOOKS = {"window": 16.0, "hop": 2.0}
-FLOOR = 0.2  # of the ceiling, below which a share means nothing
+WINDOWS = {"window": 16.0, "hop": 2.0}
+FLOOR = 0.2  # of the ceiling; below it a normalised correlation means nothing
 
 
 def by_level(encoder, ds, subject="SIM01"):
-    """DataFrame: a row a layer, a column a planted level; mean share of the ceiling over driven voxels of that level."""
-    ceiling, truth = ds.noise_ceiling(subject), ds.truth(subject)
+    """DataFrame, one row per layer and one column per simulated level: mean normalised correlation of the voxels it drives."""
+    ceiling = ds.noise_ceiling(subject)
+    truth = ds.truth(subject)
     keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
-    levels, scores = (
-        truth.level.to_numpy()[keep],
-        evaluation.voxelwise_scores(
-            encoder, ds, subject=subject, layers=range(encoder.layers), voxels=keep, **LOOKS
-        ),
+    levels = truth.level.to_numpy()[keep]
+    scores = evaluation.voxelwise_scores(
+        encoder, ds, subject=subject, layers=range(encoder.layers), voxels=keep, **WINDOWS
     )
     rows = {
         layer: pd.Series(r / ceiling[keep]).groupby(levels).mean() for layer, r in scores.items()
@@ -43,15 +42,13 @@ def by_level(encoder, ds, subject="SIM01"):
     return pd.DataFrame(rows).T[list(fireside.LEVELS)]
 
 
-def frames(encoder, story, layer, every=2):
+def frames(encoder, story, layer, *, step=2):
     """States and phonemes of every second frame that lies within a phoneme."""
-    states, times = encoder.features(
-        story.audio, **LOOKS
-    )  # all layers in one pass; read back from the cache afterwards
-    which = np.searchsorted(story.phonemes.start, times, side="right") - 1
-    inside = (which >= 0) & (times < story.phonemes.end.to_numpy()[which])
-    take = np.flatnonzero(inside)[::every]
-    return states[layer][take], story.phonemes.text.to_numpy()[which[take]]
+    states, times = encoder.features(story.audio, **WINDOWS)  # all layers; cached after the first
+    phoneme = np.searchsorted(story.phonemes.start, times, side="right") - 1
+    inside = (phoneme >= 0) & (times < story.phonemes.end.to_numpy()[phoneme])
+    rows = np.flatnonzero(inside)[::step]
+    return states[layer][rows], story.phonemes.text.to_numpy()[phoneme[rows]]
 
 
 def probe(encoder, ds):
@@ -60,38 +57,41 @@ def probe(encoder, ds):
     for s in ds.stories:
         voice = read_text(ASSETS / "stories" / f"{s}.txt")[0]["voice"]
         voices.setdefault(voice, []).append(s)
-    fit, choose, test = (
-        [names[i] for names in voices.values() for i in which] for which in ((0, 1), (2,), (3,))
-    )
-    found = {}
+    fit = [names[i] for names in voices.values() for i in (0, 1)]
+    choose = [names[2] for names in voices.values()]
+    test = [names[3] for names in voices.values()]
+    models = {}
+    accuracy = {}
     for layer in range(1, encoder.layers):
         x, y = (np.concatenate(p) for p in zip(*(frames(encoder, ds.story(s), layer) for s in fit)))
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=60, C=0.1)).fit(x, y)
-        found[layer] = (
-            np.mean([model.score(*frames(encoder, ds.story(s), layer)) for s in choose]),
-            model,
+        models[layer] = model
+        accuracy[layer] = np.mean(
+            [model.score(*frames(encoder, ds.story(s), layer)) for s in choose]
         )
-    best = max(found, key=lambda k: found[k][0])
+    best = max(accuracy, key=accuracy.get)
     return best, {
-        v: found[best][1].score(*frames(encoder, ds.story(s), best)) for v, s in zip(voices, test)
+        voice: models[best].score(*frames(encoder, ds.story(s), best))
+        for voice, s in zip(voices, test)
     }
 
 
 if __name__ == "__main__":
-    ds, pico = datasets.load("fireside"), SpeechEncoder.from_pretrained("wavlm-pico")
+    ds = datasets.load("fireside")
+    pico = SpeechEncoder.from_pretrained("wavlm-pico")
     layer, accuracy = probe(pico, ds)
     print("phoneme of a frame, unseen stories, layer", layer, accuracy, flush=True)
     trained = by_level(pico, ds)
     print(trained.round(3), flush=True)
     fresh = by_level(SpeechEncoder.from_pretrained("wavlm-pico", random_weights=True), ds).max()
     print(fresh.round(3))
-    kept = {
+    summary = {
         "model": pico.fingerprint(),
-        **LOOKS,
-        "data": "fireside, simulated listener SIM01, test story",
+        **WINDOWS,
+        "data": "fireside, simulated subject SIM01, test story",
         "probe_layer": layer,
         "phoneme_accuracy": {k: round(v, 4) for k, v in accuracy.items()},
         "share_of_ceiling": {k: [round(v, 4) for v in trained[k]] for k in trained},
         "random_weights_best_layer": {k: round(v, 4) for k, v in fresh.items()},
     }
-    (OUT / "evaluation.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (OUT / "evaluation.json").write_text(json.dumps(summary, indent=1) + "\n")

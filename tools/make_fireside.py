@@ -381,62 +381,73 @@ def vectors(n_components: int = 20):
 
 def check(names):
     """Word onsets against pocketsphinx, sentence by sentence; prints the share within 50 ms."""
+    errors = {name: onset_errors(name) for name in names}
+    unused = []  # every second story of a voice set the shifts; the others tell whether they hold
+    position = {}
+    for name in names:
+        voice = read_text(ASSETS / "stories" / f"{name}.txt")[0]["voice"]
+        position[voice] = position.get(voice, -1) + 1
+        if position[voice] % 2:
+            unused.append(errors[name])
+    together = np.concatenate(list(errors.values()))
+    unused = np.concatenate(unused)
+    summary = {
+        "aligner": "pocketsphinx",
+        "onsets": len(together),
+        "within_50_ms": round(float(np.mean(np.abs(together) < 0.05)), 4),
+        "within_50_ms_stories_not_used": round(float(np.mean(np.abs(unused) < 0.05)), 4),
+        "mean_error_ms": round(float(np.abs(together).mean() * 1e3), 1),
+    }
+    print(summary)
+    if set(names) == {p.stem for p in (ASSETS / "stories").glob("*.txt")}:
+        (ASSETS / "alignment.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def onset_errors(name):
+    """The aligner's onset less the synthesiser's, in seconds, of each word that the aligner knows in a story."""
     import soundfile
     from pocketsphinx import Decoder
     from praatio import textgrid
 
-    everything, position = {}, {}
-    for name in names:
-        audio, rate = soundfile.read(ASSETS / "audio" / f"{name}.ogg", dtype="int16")
-        grid = textgrid.openTextgrid(
-            str(ASSETS / "TextGrids" / f"{name}.TextGrid"), includeEmptyIntervals=False
-        )
-        words = [e for e in grid.getTier("word").entries if e.label != "sp"]
-        decoder = Decoder(samprate=rate, loglevel="FATAL")
-        errors, unknown = [], 0
-        for chunk in phrases(words):
-            start, end = max(chunk[0].start - 0.15, 0), chunk[-1].end + 0.15
-            labels = [w.label.lower() for w in chunk]
-            if any(decoder.lookup_word(w) is None for w in labels):
-                unknown += len(chunk)
-                continue
-            raw = audio[int(start * rate) : int(end * rate)].tobytes()
-            decoder.set_align_text(" ".join(labels))
-            decoder.start_utt()
-            decoder.process_raw(raw, full_utt=True)
-            decoder.end_utt()
-            aligned = [
-                s
-                for s in decoder.seg()
-                if not s.word.startswith("<") and s.word not in ("(NULL)", "[NOISE]")
-            ]
-            if len(aligned) != len(chunk):
-                unknown += len(chunk)
-                continue
-            errors += [s.start_frame / 100 + start - w.start for s, w in zip(aligned, chunk)]
-        errors = np.array(errors)
-        everything[name] = errors
-        print(
-            f"{name}: {np.mean(np.abs(errors) < 0.05):.1%} of {len(errors)} onsets within 50 ms, median {np.median(errors) * 1e3:+.0f} ms; "
-            f"{unknown} words in phrases the aligner could not take",
-            flush=True,
-        )
-    rest = []  # every second story of a voice set the shifts; the others tell whether they hold
-    for name in names:
-        voice = read_text(ASSETS / "stories" / f"{name}.txt")[0]["voice"]
-        position[voice] = position.get(voice, -1) + 1
-        rest += [everything[name]] if position[voice] % 2 else []
-    together, rest = np.concatenate(list(everything.values())), np.concatenate(rest)
-    found = {
-        "aligner": "pocketsphinx",
-        "onsets": len(together),
-        "within_50_ms": round(float(np.mean(np.abs(together) < 0.05)), 4),
-        "within_50_ms_stories_not_used": round(float(np.mean(np.abs(rest) < 0.05)), 4),
-        "mean_error_ms": round(float(np.abs(together).mean() * 1e3), 1),
-    }
-    print(found)
-    if set(names) == {p.stem for p in (ASSETS / "stories").glob("*.txt")}:
-        (ASSETS / "alignment.json").write_text(json.dumps(found, indent=1) + "\n")
+    audio, rate = soundfile.read(ASSETS / "audio" / f"{name}.ogg", dtype="int16")
+    path = ASSETS / "TextGrids" / f"{name}.TextGrid"
+    grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
+    words = [e for e in grid.getTier("word").entries if e.label != "sp"]
+    decoder = Decoder(samprate=rate, loglevel="FATAL")
+    errors = []
+    unknown = 0
+    for chunk in phrases(words):
+        onsets = aligned_onsets(decoder, chunk, audio, rate=rate)
+        if onsets is None:
+            unknown += len(chunk)
+            continue
+        errors += [onset - word.start for onset, word in zip(onsets, chunk)]
+    errors = np.array(errors)
+    print(
+        f"{name}: {np.mean(np.abs(errors) < 0.05):.1%} of {len(errors)} onsets within 50 ms, "
+        f"median {np.median(errors) * 1e3:+.0f} ms; "
+        f"{unknown} words in phrases the aligner could not take",
+        flush=True,
+    )
+    return errors
+
+
+def aligned_onsets(decoder, chunk, audio, *, rate):
+    """Seconds of each word's onset in a phrase by the aligner; None if it does not know or find a word."""
+    labels = [w.label.lower() for w in chunk]
+    if any(decoder.lookup_word(w) is None for w in labels):
+        return None
+    start = max(chunk[0].start - 0.15, 0)
+    end = chunk[-1].end + 0.15
+    decoder.set_align_text(" ".join(labels))
+    decoder.start_utt()
+    decoder.process_raw(audio[int(start * rate) : int(end * rate)].tobytes(), full_utt=True)
+    decoder.end_utt()
+    silences = ("(NULL)", "[NOISE]")
+    spoken = [s for s in decoder.seg() if not s.word.startswith("<") and s.word not in silences]
+    if len(spoken) != len(chunk):
+        return None
+    return [s.start_frame / 100 + start for s in spoken]
 
 
 def phrases(words, gap=0.3, longest=25):
