@@ -19,6 +19,8 @@ __all__ = [
     "datasets",
     "lebel",
     "adapters",
+    "families",
+    "windows",
     "speech",
     "scores",
     "results",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from types import MethodType
 
 import numpy as np
@@ -13,15 +14,13 @@ def pass_over_old_torchao():
     import peft
     from peft import import_utils
 
-    look = getattr(import_utils, "is_torchao_available", bool)
+    is_available = getattr(import_utils, "is_torchao_available", bool)
     try:
-        look()
+        is_available()
     except ImportError:
         for name, module in list(sys.modules.items()):
-            if (
-                name.startswith(peft.__name__)
-                and getattr(module, "is_torchao_available", None) is look
-            ):
+            function = getattr(module, "is_torchao_available", None)
+            if name.startswith(peft.__name__) and function is is_available:
                 module.is_torchao_available = bool  # that is, False
 
 
@@ -52,71 +51,94 @@ def check_adapters_act(model, audio) -> int:
     """
     import torch
 
-    encoder = hasattr(model, "hidden_states")
-    network = model.model if encoder else model
-    held = {
-        f"{name}.{inner}": p
-        for name, module in network.named_modules()
-        for inner, p in module.named_parameters()
-        if inner.split(".")[0] in getattr(module, "adapter_layer_names", ())
-    }
-    if not held:
-        raise ValueError("the model holds no adapters: put them in with peft.get_peft_model first")
-    before, modes = (
-        [(p.detach().clone(), p.requires_grad) for p in held.values()],
-        {m: m.training for m in network.modules()},
-    )
-    draw = torch.Generator().manual_seed(0)
-    try:
-        network.eval()
-        for p in held.values():
-            p.requires_grad_(True).data.add_(0.02 * torch.randn(p.shape, generator=draw).to(p))
-        clips = torch.as_tensor(np.asarray(audio, np.float32))[None]
-        out = (
-            model.hidden_states(clips)[-1]
-            if encoder
-            else model(clips.to(next(model.parameters()).device)).last_hidden_state
-        )
-        aim = (out * torch.randn(out.shape, generator=draw).to(out)).sum()
-        gradients = (
-            torch.autograd.grad(aim, list(held.values()), allow_unused=True)
-            if aim.requires_grad
-            else [None] * len(held)
-        )
-    finally:
-        for p, (value, wanted) in zip(held.values(), before):
-            p.data.copy_(value)
-            p.requires_grad_(wanted)
-        for module, mode in modes.items():
-            module.training = mode
-    dead = [
+    network = model.model if hasattr(model, "hidden_states") else model
+    adapters = _adapter_parameters(network)
+    if not adapters:
+        raise ValueError("the model has no adapters: put them in with peft.get_peft_model first")
+    clips = torch.as_tensor(np.asarray(audio, np.float32))[None]  # (1, n_samples)
+    with _moved(network, adapters) as generator:
+        if network is model:
+            out = model(clips.to(next(model.parameters()).device)).last_hidden_state
+        else:
+            out = model.hidden_states(clips)[-1]
+        gradients = [None] * len(adapters)
+        if out.requires_grad:
+            direction = torch.randn(out.shape, generator=generator).to(out)
+            gradients = torch.autograd.grad(
+                (out * direction).sum(), list(adapters.values()), allow_unused=True
+            )
+    idle = [
         name
-        for name, gradient in zip(held, gradients)
+        for name, gradient in zip(adapters, gradients)
         if gradient is None or not float(gradient.abs().max()) > 0
     ]
-    if dead:
+    if idle:
         raise RuntimeError(
-            f"{len(dead)} of {len(held)} adapter tensors change nothing (first: {dead[0]}): the model reads past the modules they wrap, "
-            "or they are disabled. For transformers' WavLM call brainlib.speech.fuse_attention(model)"
+            f"{len(idle)} of {len(adapters)} adapter tensors change nothing (first: {idle[0]}): "
+            "the model reads past the modules they wrap, or they are disabled. "
+            "For transformers' WavLM call brainlib.speech.fuse_attention(model)"
         )
-    return len(held)
+    return len(adapters)
+
+
+def _adapter_parameters(network) -> dict:
+    return {
+        f"{name}.{inner}": parameter
+        for name, module in network.named_modules()
+        for inner, parameter in module.named_parameters()
+        if inner.split(".")[0] in getattr(module, "adapter_layer_names", ())
+    }
+
+
+@contextmanager
+def _moved(network, adapters):
+    """Within: ``eval()``, adapters moved at random and trainable. Afterwards all is as before. Yields the generator."""
+    import torch
+
+    values = {name: parameter.detach().clone() for name, parameter in adapters.items()}
+    trainable = {name: parameter.requires_grad for name, parameter in adapters.items()}
+    modes = {module: module.training for module in network.modules()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        network.eval()
+        for parameter in adapters.values():
+            step = 0.02 * torch.randn(parameter.shape, generator=generator)
+            parameter.requires_grad_(True).data.add_(step.to(parameter))
+        yield generator
+    finally:
+        for name, parameter in adapters.items():
+            parameter.data.copy_(values[name])
+            parameter.requires_grad_(trainable[name])
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def fuse_attention(model) -> int:
-    """Give every WavLM attention of `model` a forward that calls its projections as modules, and the fused kernel.
+    """Give every WavLM attention of a model a forward that calls its projections as modules, and the fused kernel.
 
     transformers' own reads ``q_proj.weight`` past the module, so an adapter around the projection is never called and
     gets no gradient; and it keeps the attention weights, which costs time and memory. Outputs stay the same (tested to
-    1e-5 in float32). Returns how many attentions were changed; other families have none.
+    1e-5 in float32).
+
+    Parameters
+    ----------
+    model : torch module
+        Changed in place.
+
+    Returns
+    -------
+    n : int
+        Attentions changed; families other than WavLM have none.
     """
-    changed = 0
-    for module in model.modules():
-        if hasattr(module, "gru_rel_pos_linear") and hasattr(
-            module, "torch_multi_head_self_attention"
-        ):
-            module.forward = MethodType(_fused_forward, module)
-            changed += 1
-    return changed
+    attentions = [
+        module
+        for module in model.modules()
+        if hasattr(module, "gru_rel_pos_linear")
+        and hasattr(module, "torch_multi_head_self_attention")
+    ]
+    for module in attentions:
+        module.forward = MethodType(_fused_forward, module)
+    return len(attentions)
 
 
 def _fused_forward(self, hidden_states, attention_mask=None, position_bias=None, index=0, **_):
@@ -126,13 +148,16 @@ def _fused_forward(self, hidden_states, attention_mask=None, position_bias=None,
     n, t, _ = hidden_states.shape
 
     def heads(x):
-        return x.view(n, t, self.num_heads, -1).transpose(1, 2)  # (n, heads, t, width / heads)
+        x = x.view(n, t, self.num_heads, -1)  # (n, t, heads, width / heads)
+        return x.transpose(1, 2)  # (n, heads, t, width / heads)
 
     if position_bias is None:  # the first block makes it, the others get it handed on
         position_bias = self.compute_bias(t, t)[None]  # (1, heads, t, t)
-    gates = self.gru_rel_pos_linear(heads(hidden_states)).view(n, self.num_heads, t, 2, 4).sum(-1)
+    gates = self.gru_rel_pos_linear(heads(hidden_states))  # (n, heads, t, 8)
+    gates = gates.view(n, self.num_heads, t, 2, 4).sum(-1)  # (n, heads, t, 2)
     update, reset = torch.sigmoid(gates).chunk(2, dim=-1)  # each (n, heads, t, 1)
-    bias = (update * (reset * self.gru_rel_pos_const - 1.0) + 2.0) * position_bias
+    gate = update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
+    bias = gate * position_bias  # (n, heads, t, t)
     if attention_mask is not None:  # (n, t), 1 where there is sound
         bias = bias.masked_fill(attention_mask[:, None, None].ne(1), float("-inf"))
     query, key, value = (
@@ -141,5 +166,6 @@ def _fused_forward(self, hidden_states, attention_mask=None, position_bias=None,
     dropout = self.dropout if self.training else 0.0
     mixed = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout
-    )
-    return self.out_proj(mixed.transpose(1, 2).reshape(n, t, -1)), None, position_bias
+    )  # (n, heads, t, width / heads)
+    mixed = mixed.transpose(1, 2).reshape(n, t, -1)  # (n, t, width)
+    return self.out_proj(mixed), None, position_bias

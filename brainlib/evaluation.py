@@ -10,7 +10,8 @@ import pandas as pd
 
 from .encoding import RidgeEncoder, correlation
 from .scores import by_region, normalised
-from .timing import downsample, fir
+from .speech import features_at_trs
+from .timing import fir
 
 
 # ------------------------------------------------------------------ voxels
@@ -183,7 +184,7 @@ def voxelwise_predictions(
     ds.fetch([subject], [*train, *scored], what=["stimuli", "responses"])
     responses = {s: ds.responses(subject, s, voxels=voxels) for s in train}
     features = {
-        s: _features_at_trs(encoder, ds.story(s), layers, window=window, hop=hop, cache=cache)
+        s: features_at_trs(encoder, ds.story(s), layers, window=window, hop=hop, cache=cache)
         for s in dict.fromkeys([*train, *scored])
     }
     predictions = {}
@@ -286,13 +287,6 @@ def _scored_voxels(ds, subject, voxels):
     masks |= {name: mask[columns] for name, mask in regions(ds, subject).items()}
     repeats = [scored_repeats(ds, subject, rule=name) for name in (rule, *masks)]
     return columns, masks, next((r for r in repeats if r is not None), None)
-
-
-def _features_at_trs(encoder, story, layers, *, window, hop, cache):
-    states, times = encoder.features(
-        story.audio, layers, window=window, hop=hop, pool=0.1, cache=cache
-    )
-    return {layer: downsample(x, times, story.tr_times) for layer, x in states.items()}
 
 
 # ------------------------------------------------------------------ controls

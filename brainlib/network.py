@@ -10,18 +10,19 @@ from torch import nn
 from . import recipes
 from .encoding import RidgeEncoder
 from .recipes import Recipe
-from .speech import RATE, Fronts, SpeechEncoder
+from .speech import RATE, ConvolutionalCache, SpeechEncoder
 from .timing import fir, lanczos_matrix
+from .windows import plan_windows
 
 
 class StoryFeatures:
-    """A story's features at TRs as a recipe wants them, differentiable, from fronts that are kept.
+    """A story's features at TRs as a recipe wants them, differentiable, from convolutional features that are kept.
 
     ``features(a, b)`` is a tensor (b - a, width) for TRs a to b; gradients flow through resampling to the transformer.
     """
 
-    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, fronts: Fronts):
-        self.encoder, self.recipe, self.fronts = encoder, recipe, fronts
+    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, cache: ConvolutionalCache):
+        self.encoder, self.recipe, self.cache = encoder, recipe, cache
         self.name, self.audio = story.name, torch.from_numpy(story.audio)
         self.layer = (
             recipe.layer % encoder.layers
@@ -33,20 +34,25 @@ class StoryFeatures:
                 f"recipe {recipe.name!r} taps layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}"
             )
         frames = recipe.pooling == "frames"
-        jobs, times, per = encoder.plan(
-            len(story.audio), recipe.window, recipe.hop, not frames, 0.1 if frames else None
+        plan = plan_windows(
+            encoder.family,
+            len(story.audio),
+            window=recipe.window,
+            hop=recipe.hop,
+            exact=not frames,
+            pool=0.1 if frames else None,
         )
+        times = plan.times
         self.clips = []  # (its first frame's number, first sample, samples, frames to keep: from, to, frames a row)
-        for length, spans in jobs.items():
-            n = (length - encoder.overhang) // encoder.stride
-            for start, first, last, row in spans:
-                keep = {
-                    "frames": (first, last, per),
-                    "first": (0, 1, 1),
-                    "last": (n - 1, n, 1),
-                    "mean": (0, n, n),
-                }[recipe.pooling]
-                self.clips.append((row if frames else row * keep[2], start, length, *keep))
+        for w in plan.windows:
+            n = encoder.family.n_frames(w.n_samples)
+            keep = {
+                "frames": (w.first_frame, w.end_frame, plan.frames_per_row),
+                "first": (0, 1, 1),
+                "last": (n - 1, n, 1),
+                "mean": (0, n, n),
+            }[recipe.pooling]
+            self.clips.append((w.row if frames else w.row * keep[2], w.start, w.n_samples, *keep))
         self.clips.sort()
         if recipe.resampling == "lanczos":
             self.weights = lanczos_matrix(times, story.tr_times).astype(np.float32)
@@ -73,8 +79,10 @@ class StoryFeatures:
             size = max(33 * RATE // length, 1)  # half a minute at a time
             for at in range(0, len(group), size):
                 part = group[at : at + size]
-                front = self.fronts(self.name, self.audio, [c[1] for c in part], length)
-                hidden = self.encoder.transform(front, [self.layer])[self.layer]
+                features = self.cache(
+                    self.name, self.audio, starts=[c[1] for c in part], n_samples=length
+                )
+                hidden = self.encoder.transformer_states(features, [self.layer])[self.layer]
                 for (number, _, _, begin, end, per), states in zip(part, hidden):
                     place = (number + np.arange(end - begin)) // per - first
                     inside = np.flatnonzero((place >= 0) & (place < len(rows)))

@@ -17,7 +17,6 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    Wav2Vec2FeatureExtractor,
 )
 
 from .adapters import pass_over_old_torchao
@@ -26,7 +25,7 @@ from .evaluation import pick_voxels
 from .network import ReadOut, StoryFeatures, TuningNet
 from .recipes import RECIPES, Recipe
 from .runtime import atomic, cache_dir, seed_everything
-from .speech import Fronts, SpeechEncoder
+from .speech import ConvolutionalCache, SpeechEncoder
 
 __all__ = ["RECIPES", "BrainTuner", "Recipe"]
 pass_over_old_torchao()
@@ -294,20 +293,18 @@ class BrainTuner:
                 for s in subjects
             }
         ds.fetch(subjects, train + val, what=["stimuli", "responses"])
-        read, fronts = (
+        read, cache = (
             (lambda u, s: responses(u, s)[:, voxels[u]])
             if responses
             else (lambda u, s: ds.responses(u, s, voxels=voxels[u])),
-            Fronts(self.encoder),
+            ConvolutionalCache(self.encoder),
         )
         targets = {
             (u, s): torch.from_numpy(np.ascontiguousarray(read(u, s), np.float32))
             for u in subjects
             for s in train + val
         }
-        features = {
-            s: StoryFeatures(self.encoder, recipe, ds.story(s), fronts) for s in train + val
-        }
+        features = {s: StoryFeatures(self.encoder, recipe, ds.story(s), cache) for s in train + val}
         items = []
         for u in subjects:
             for s in train:
@@ -390,11 +387,10 @@ class BrainTuner:
         return self
 
     def _trained(self):
-        aside = ("feature_extractor.", "conv1.", "conv2.", "embed_positions.", "masked_spec_embed")
         names = [n for n, _ in self.encoder.model.named_parameters()]
         return {
             "lora": {n for n in names if "lora_" in n},
-            "full": {n for n in names if not n.startswith(aside)},
+            "full": {n for n in names if not n.startswith(self.encoder.family.frozen)},
             "none": set(),
         }[self.recipe.adapter]
 
@@ -417,12 +413,7 @@ class BrainTuner:
                 self.adapted.save_pretrained(part, save_embedding_layers=False)
             else:  # with its extractor, so that sound is normalised as it was
                 self.encoder.model.save_pretrained(part)
-                extractor = self.encoder.extractor
-                (
-                    extractor
-                    if self.encoder.whisper
-                    else Wav2Vec2FeatureExtractor(do_normalize=bool(extractor))
-                ).save_pretrained(part)
+                self.encoder.family.extractor.save_pretrained(part)
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in self.readouts.state_dict().items()},
                 part / "readouts.safetensors",

@@ -5,9 +5,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoFeatureExtractor,
     AutoModel,
     HubertConfig,
     HubertModel,
+    UniSpeechConfig,
+    UniSpeechModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
@@ -18,9 +21,15 @@ from transformers import (
     WhisperModel,
 )
 
-from brainlib import speech
+from brainlib import families, speech, timing
 from brainlib.runtime import cache_dir
-from brainlib.speech import Fronts, SpeechEncoder, check_adapters_act, fuse_attention
+from brainlib.speech import (
+    ConvolutionalCache,
+    SpeechEncoder,
+    check_adapters_act,
+    features_at_trs,
+    fuse_attention,
+)
 
 SMALL = dict(
     hidden_size=24,
@@ -129,6 +138,40 @@ def test_pico_does_on_fireside_what_was_asked_of_it(pico):
     assert min(accuracy) >= 0.6 and min(accuracy) >= 0.8 * max(accuracy) and len(accuracy) == 4
 
 
+def test_the_code_on_pico_s_card_runs_in_stock_transformers():
+    """First in single precision, as it opens although its weights are half; then in half."""
+    folder = speech.ASSETS / "wavlm-pico"
+    code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+    imports, single, half = code.replace('"wavlm-pico"', repr(str(folder))).split("\n\n")
+    variables = {"sound": noise(1)}
+    exec(imports + "\n" + single, variables)
+    assert variables["states"].dtype == torch.float32
+    exec(half, variables)
+    assert variables["states"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype, closeness", [(torch.float16, 0.9999), (torch.bfloat16, 0.999)])
+def test_pico_runs_in_half_precision_in_stock_transformers(dtype, closeness):
+    """Padded clips too; the same states up to rounding."""
+    folder = speech.ASSETS / "wavlm-pico"
+    extract = AutoFeatureExtractor.from_pretrained(folder)
+    inputs = extract(
+        [noise(3), noise(2, 1)],
+        sampling_rate=16_000,
+        return_tensors="pt",
+        padding=True,
+        return_attention_mask=True,
+    )
+    single = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    half = AutoModel.from_pretrained(folder, dtype=dtype).eval()
+    with torch.inference_mode():
+        expected = single(**inputs, output_hidden_states=True).hidden_states
+        states = half(**inputs.to(dtype), output_hidden_states=True).hidden_states
+    for x, y in zip(states, expected, strict=True):
+        assert x.dtype == dtype and torch.isfinite(x).all()
+        assert np.corrcoef(x[0].float().flatten(), y[0].flatten())[0, 1] > closeness
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_fused_attention_changes_no_output(pico, padded):
     stock = AutoModel.from_pretrained(speech.ASSETS / "wavlm-pico", dtype=torch.float32).eval()
@@ -218,7 +261,9 @@ def test_one_window_gives_what_the_model_gives(pico):
     audio = noise(4)
     states, times = pico.features(audio, window=10, hop=10)
     with torch.inference_mode():
-        direct = pico.hidden_states(torch.from_numpy(audio[: len(times) * pico.stride + 80])[None])
+        direct = pico.hidden_states(
+            torch.from_numpy(audio[: pico.family.n_samples(len(times))])[None]
+        )
     for layer in range(pico.layers):
         np.testing.assert_allclose(states[layer], direct[layer][0].numpy(), atol=1e-5)
     assert len(times) == len(states[0]) == 199
@@ -307,7 +352,7 @@ def test_whisper_hears_short_windows_without_padding(folder):
         encoder.features(audio, window=40, hop=2)
     encoder.model.save_pretrained(cache_dir("encoder-alone"))
     alone = SpeechEncoder.from_pretrained(str(cache_dir("encoder-alone")), device="cpu")
-    np.testing.assert_array_equal(alone.features(audio, [2], 4, 2)[0][2], states[2])
+    np.testing.assert_array_equal(alone.features(audio, [2], window=4, hop=2)[0][2], states[2])
     fresh = SpeechEncoder.from_pretrained(
         str(folder("whisper", "", True)), random_weights=True, seed=3, device="cpu"
     )
@@ -315,12 +360,9 @@ def test_whisper_hears_short_windows_without_padding(folder):
 
 
 def plain_protocol(path, sound, window=1.6, stride=0.1):
-    """One window a call, whole model, last frame: the field's protocol with nothing clever in it."""
-    extract, model, rows = (
-        Wav2Vec2FeatureExtractor.from_pretrained(path),
-        AutoModel.from_pretrained(path).eval(),
-        [],
-    )
+    """One window per call, whole model, last frame: the field's protocol with nothing clever in it."""
+    extract = Wav2Vec2FeatureExtractor.from_pretrained(path)
+    model, rows = AutoModel.from_pretrained(path).eval(), []
     for k in range(1, round(len(sound) / 16_000 / stride) + 1):
         end = round(k * stride * 16_000)
         clip = sound[max(0, end - round(window * 16_000)) : end]
@@ -336,12 +378,62 @@ def plain_protocol(path, sound, window=1.6, stride=0.1):
 @pytest.mark.parametrize("kind, norm, stable", [f for f in FOLDERS if f[0] != "whisper"])
 def test_exact_is_the_field_s_protocol(folder, kind, norm, stable):
     path, sound = folder(kind, norm, stable), noise(4)
-    states, times = SpeechEncoder.from_pretrained(str(path), device="cpu").features(
-        sound, window=1.6, exact=True
-    )
-    for layer, wanted in enumerate(plain_protocol(path, sound)):
-        np.testing.assert_allclose(states[layer], wanted, atol=1e-4)
+    encoder = SpeechEncoder.from_pretrained(str(path), device="cpu")
+    states, times = encoder.features(sound, window=1.6, exact=True)
+    for layer, expected in enumerate(plain_protocol(path, sound)):
+        np.testing.assert_allclose(states[layer], expected, atol=1e-4)
     np.testing.assert_allclose(times, np.arange(1, 41) / 10)
+
+
+def last_touched_frame(model, mel_mask):
+    """The last frame that sound reaches: ones and zeros for sound and silence through both convolutions."""
+    reached = mel_mask[:, None].float()  # (1, 1, n_mel_frames)
+    for layer in (model.conv1, model.conv2):
+        ones = torch.ones(1, 1, *layer.kernel_size)
+        reached = torch.nn.functional.conv1d(
+            reached, ones, stride=layer.stride, padding=layer.padding
+        )
+    return int(reached[0, 0].nonzero().max())
+
+
+def plain_whisper_protocol(path, sound, window, stride):
+    """Each window padded to 30 s by the stock extractor, through the stock encoder, last frame that sound touches."""
+    extract = WhisperFeatureExtractor.from_pretrained(path)
+    model, rows, numbers = WhisperModel.from_pretrained(path).eval().encoder, [], []
+    for k in range(1, round(len(sound) / 16_000 / stride) + 1):
+        end = round(k * stride * 16_000)
+        clip = sound[max(0, end - round(window * 16_000)) : end]
+        inputs = extract(
+            clip, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True
+        )
+        with torch.inference_mode():
+            out = model(inputs.input_features, output_hidden_states=True)
+        numbers.append(last_touched_frame(model, inputs.attention_mask))
+        states = (*out.hidden_states[:-1], out.last_hidden_state)
+        rows.append([h[0, numbers[-1]].numpy() for h in states])
+    return np.array(rows).transpose(1, 0, 2), numbers
+
+
+@pytest.mark.parametrize(
+    "window, stride, seconds", [(1.6, 0.3, 3), (16.1, 4.025, 16.1), (30, 15, 30)]
+)
+def test_exact_is_the_field_s_protocol_for_whisper_too(folder, window, stride, seconds):
+    path, sound = folder("whisper", "", True), noise(seconds)
+    encoder = SpeechEncoder.from_pretrained(str(path), device="cpu")
+    states, _ = encoder.features(sound, window=window, hop=stride, exact=True, cache=False)
+    expected, numbers = plain_whisper_protocol(path, sound, window, stride)
+    assert {16.1: 805, 30: 1499}.get(window, numbers[-1]) == numbers[-1]
+    for layer in range(encoder.layers):
+        np.testing.assert_allclose(states[layer], expected[layer], atol=1e-4)
+
+
+def test_whispers_cheap_default_is_not_padded_and_so_not_the_field_s_protocol(folder):
+    encoder = SpeechEncoder.from_pretrained(str(folder("whisper", "", True)), device="cpu")
+    sound = noise(1.6)
+    padded, _ = encoder.features(sound, [2], window=1.6, hop=1.6, exact=True)
+    unpadded, times = encoder.features(sound, [2], window=1.6, hop=1.6)
+    assert len(times) == 80 and encoder.family.exact_window(len(sound))[1] == 80
+    assert np.abs(padded[2][0] - unpadded[2][-1]).max() > 0.01
 
 
 def test_no_block_above_the_highest_layer_is_run(pico, monkeypatch):
@@ -358,8 +450,8 @@ def test_no_block_above_the_highest_layer_is_run(pico, monkeypatch):
 
 def test_pooled_features_are_means_of_frames(pico):
     audio = noise(5.27)
-    fine, at = pico.features(audio, [3], 4, 2)
-    coarse, times = pico.features(audio, [3], 4, 2, pool=0.1)
+    fine, at = pico.features(audio, [3], window=4, hop=2)
+    coarse, times = pico.features(audio, [3], window=4, hop=2, pool=0.1)
     n = len(at) // 5
     np.testing.assert_allclose(coarse[3], fine[3][: n * 5].reshape(n, 5, -1).mean(1), atol=1e-5)
     np.testing.assert_allclose(times, at[: n * 5].reshape(n, 5).mean(1))
@@ -367,15 +459,15 @@ def test_pooled_features_are_means_of_frames(pico):
 
 def test_features_are_kept_and_read_back(pico, monkeypatch):
     audio = noise(3)
-    first, _ = pico.features(audio, [1, 4], 2, 1)
+    first, _ = pico.features(audio, [1, 4], window=2, hop=1)
     files = sorted(p.name for p in cache_dir("features").rglob("*.npy"))
     assert files == ["layer1.npy", "layer4.npy"] and not list(cache_dir("features").rglob("*.part"))
     with monkeypatch.context() as m:
-        m.setattr(pico, "transform", None)  # cannot be called
-        again, _ = pico.features(audio, [4, 1], 2, 1)
+        m.setattr(pico, "transformer_states", None)  # cannot be called
+        again, _ = pico.features(audio, [4, 1], window=2, hop=1)
     np.testing.assert_array_equal(again[4], first[4])
     next(cache_dir("features").rglob("layer1.npy")).write_bytes(b"half a file")
-    np.testing.assert_array_equal(pico.features(audio, [1], 2, 1)[0][1], first[1])
+    np.testing.assert_array_equal(pico.features(audio, [1], window=2, hop=1)[0][1], first[1])
     for other in (dict(audio=noise(3, 1)), dict(hop=0.5), dict(pool=0.1)):
         given = dict(audio=audio, layers=[1], window=2, hop=1) | other
         assert (
@@ -393,37 +485,35 @@ def test_a_changed_weight_or_adapter_is_another_model(folder):
 
 
 def test_a_batch_that_does_not_fit_is_halved(pico, monkeypatch):
-    sizes, real = [], pico.front
+    sizes, real = [], pico.convolutional_features
 
-    def front(clips):
+    def convolutional_features(clips):
         sizes.append(len(clips))
         if len(clips) > 2:
             raise torch.cuda.OutOfMemoryError("no room")
         return real(clips)
 
     audio = noise(9)
-    wanted, _ = pico.features(audio, [1], 2, 1, cache=False)
-    monkeypatch.setattr(pico, "front", front)
-    found, _ = pico.features(audio, [1], 2, 1, batch_size=8, cache=False)
+    expected, _ = pico.features(audio, [1], window=2, hop=1, cache=False)
+    monkeypatch.setattr(pico, "convolutional_features", convolutional_features)
+    states, _ = pico.features(audio, [1], window=2, hop=1, batch_size=8, cache=False)
     assert max(sizes) == 8 and sizes.count(2) >= 2
-    np.testing.assert_allclose(found[1], wanted[1], atol=1e-4)
+    np.testing.assert_allclose(states[1], expected[1], atol=1e-4)
 
 
-def test_fronts_are_computed_once_within_their_room(pico, monkeypatch):
-    audio, starts = torch.from_numpy(noise(5)), [0, 16_000, 40_000]
-    fronts, tight = Fronts(pico), Fronts(pico, max_gb=1e-6)
-    first = fronts("a", audio, starts, 32_000)
-    clips = torch.stack([audio[s : s + 32_000] for s in starts])
-    torch.testing.assert_close(pico.transform(first)[6], pico.hidden_states(clips)[6])
-    torch.testing.assert_close(tight("a", audio, starts, 32_000), first)
-    monkeypatch.setattr(pico, "front", None)
-    assert torch.equal(fronts("a", audio, starts[1:], 32_000), first[1:])
-    for again in (
-        lambda: tight("a", audio, starts, 32_000),
-        lambda: fronts("b", audio, starts, 32_000),
-    ):
+def test_convolutional_features_are_computed_once_within_their_memory(pico, monkeypatch):
+    audio, starts, second = torch.from_numpy(noise(5)), [0, 16_000, 40_000], 16_000
+    cache, tight = ConvolutionalCache(pico), ConvolutionalCache(pico, max_gb=1e-6)
+    first = cache("a", audio, starts=starts, n_samples=2 * second)
+    clips = torch.stack([audio[s : s + 2 * second] for s in starts])
+    torch.testing.assert_close(pico.transformer_states(first)[6], pico.hidden_states(clips)[6])
+    torch.testing.assert_close(tight("a", audio, starts=starts, n_samples=2 * second), first)
+    monkeypatch.setattr(pico, "convolutional_features", None)  # cannot be called
+    kept = cache("a", audio, starts=starts[1:], n_samples=2 * second)
+    assert torch.equal(kept, first[1:])
+    for other_cache, story in ((tight, "a"), (cache, "b")):
         with pytest.raises(TypeError):  # not kept: has to be computed
-            again()
+            other_cache(story, audio, starts=starts, n_samples=2 * second)
 
 
 def test_a_model_that_is_not_there_or_not_of_a_family_is_refused(tmp_path):
@@ -455,3 +545,49 @@ def test_a_model_that_is_not_there_or_not_of_a_family_is_refused(tmp_path):
 def test_bad_input_is_refused(pico, audio, options, message):
     with pytest.raises(ValueError, match=message):
         pico.features(audio, **options)
+
+
+def test_features_at_trs_are_pooled_states_resampled_to_the_story_s_trs(pico, ds):
+    story = ds.story(ds.split["test"][0])
+    at_trs = features_at_trs(pico, story, [2, 5], window=4, hop=4)
+    states, times = pico.features(story.audio, [2, 5], window=4, hop=4, pool=0.1)
+    assert list(at_trs) == [2, 5]
+    for layer, x in at_trs.items():
+        expected = timing.downsample(states[layer], times, story.tr_times)
+        assert x.shape == (len(story.tr_times), pico.width)
+        np.testing.assert_array_equal(x, expected)
+    causal = features_at_trs(pico, story, [2], window=4, hop=4, causal=True)[2]
+    assert np.abs(causal - at_trs[2]).max() > 0.1
+
+
+def test_a_new_family_is_one_class(tmp_path, monkeypatch):
+    """UniSpeech is built like wav2vec 2.0: a name is all it needs."""
+
+    class UniSpeech(families.WaveformFamily):
+        name = "unispeech"
+
+    torch.manual_seed(0)
+    stock = UniSpeechModel(UniSpeechConfig(**SMALL)).eval()
+    stock.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'unispeech' model; expected one of"):
+        SpeechEncoder.from_pretrained(str(tmp_path))
+    monkeypatch.setitem(families.FAMILIES, "unispeech", UniSpeech)
+    encoder = SpeechEncoder.from_pretrained(str(tmp_path), device="cpu")
+    sound = noise(1)
+    sound = (sound - sound.mean()) / sound.std()
+    with torch.inference_mode():
+        clips = torch.from_numpy(sound)[None]
+        expected = stock(clips).last_hidden_state
+        torch.testing.assert_close(encoder.hidden_states(clips)[-1], expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind, norm, stable", FOLDERS)
+def test_what_a_family_freezes_is_its_front_end(folder, kind, norm, stable):
+    """Convolutional features carry no gradient, so what makes them must not be in an optimizer; all else must get one."""
+    encoder = SpeechEncoder.from_pretrained(str(folder(kind, norm, stable)), device="cpu")
+    encoder.model.requires_grad_(True)
+    encoder.hidden_states(torch.from_numpy(noise(1))[None])[-1].square().mean().backward()
+    for name, parameter in encoder.model.named_parameters():
+        frozen = name.startswith(encoder.family.frozen)
+        in_table = name.startswith("embed_positions.")  # frozen, though it would get a gradient
+        assert frozen == (parameter.grad is None) or in_table, name

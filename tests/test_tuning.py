@@ -12,7 +12,7 @@ from brainlib import evaluation, recipes, results, tuning
 from brainlib.encoding import RidgeEncoder
 from brainlib.network import ReadOut, StoryFeatures
 from brainlib.recipes import RECIPES, Recipe
-from brainlib.speech import Fronts, SpeechEncoder
+from brainlib.speech import ConvolutionalCache, SpeechEncoder
 from brainlib.tuning import BrainTuner
 
 TINY = Recipe(
@@ -157,7 +157,7 @@ def test_frames_at_trs_are_the_features_of_the_encoder(model_folder, data):
     enc, story = encoder(model_folder), data.story("a")
     states, times = enc.features(story.audio, [2], window=6, hop=4, pool=0.1)
     wanted = timing.downsample(states[2], times, story.tr_times)
-    features = StoryFeatures(enc, TINY.with_(layer=2), story, Fronts(enc))
+    features = StoryFeatures(enc, TINY.with_(layer=2), story, ConvolutionalCache(enc))
     with torch.no_grad():
         np.testing.assert_allclose(features(0, 10).numpy(), wanted, atol=2e-4)
         np.testing.assert_allclose(features(4, 7).numpy(), wanted[4:7], atol=2e-4)
@@ -169,7 +169,7 @@ def test_a_clip_a_tr_is_the_mean_of_the_ten_seconds_before_its_end(model_folder,
         enc,
         TINY.with_(window=10.0, hop=2.0, pooling="mean", resampling="clip", layer=-1),
         story,
-        Fronts(enc),
+        ConvolutionalCache(enc),
     )
     with torch.no_grad():
         found = features(0, 10).numpy()
@@ -183,7 +183,7 @@ def test_a_clip_a_tr_is_the_mean_of_the_ten_seconds_before_its_end(model_folder,
 
 def test_gradients_reach_the_model_through_lanczos_and_delays(model_folder, data):
     enc = encoder(model_folder)
-    x = StoryFeatures(enc, TINY, data.story("a"), Fronts(enc))(0, 10)
+    x = StoryFeatures(enc, TINY, data.story("a"), ConvolutionalCache(enc))(0, 10)
     ReadOut(24, 3, TINY)(x).sum().backward()
     assert float(enc.model.encoder.layers[0].attention.q_proj.weight.grad.abs().max()) > 0
     assert all(p.grad is None for p in enc.model.feature_extractor.parameters())
@@ -264,7 +264,7 @@ def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data, tmp
     names = data.split["train"]
     with torch.no_grad():
         x = [
-            StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder))(
+            StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), ConvolutionalCache(tuner.encoder))(
                 0, 10
             ).numpy()
             for s in names
@@ -295,7 +295,7 @@ def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(
     for k, names in enumerate((("b", "c"), ("a", "c"), ("a", "b"))):
         with torch.no_grad():
             x = [
-                StoryFeatures(tuner.encoder, recipe, data.story(s), Fronts(tuner.encoder))(
+                StoryFeatures(tuner.encoder, recipe, data.story(s), ConvolutionalCache(tuner.encoder))(
                     0, 10
                 ).numpy()
                 for s in names
@@ -320,7 +320,7 @@ def test_the_best_epoch_on_validation_is_kept_and_patience_stops(model_folder, d
         tuner.best_epoch + 3, 9
     )
     features = {
-        s: StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), Fronts(tuner.encoder))
+        s: StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), ConvolutionalCache(tuner.encoder))
         for s in data.stories
     }
     kept = json.loads((tmp_path / "run/history.json").read_text())["alphas"]["UTS01"]

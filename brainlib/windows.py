@@ -1,0 +1,123 @@
+"""Which stretches of a story a speech model hears, and which of their frames are kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from .families import RATE
+
+DEFAULT_WINDOW, DEFAULT_HOP = 8.0, 4.0  # seconds
+EXACT_WINDOW, EXACT_HOP = 16.1, 0.1  # seconds; Vaidya, Jain and Huth 2022
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a story.
+
+    Attributes
+    ----------
+    start, n_samples : int
+        Of the sound.
+    first_frame, end_frame : int
+        Frames to keep, of those that this window gives; `end_frame` is not kept.
+    row : int
+        Number of `first_frame` in the story, in frames (with `exact`: in windows).
+    padding : int
+        Samples of silence after the sound.
+    """
+
+    start: int
+    n_samples: int
+    first_frame: int
+    end_frame: int
+    row: int
+    padding: int = 0
+
+    @property
+    def clip_samples(self) -> int:
+        """Length of what the model hears: sound and silence."""
+        return self.n_samples + self.padding
+
+    def clip(self, audio):
+        """The sound of this window, (clip_samples,)."""
+        return np.pad(audio[self.start : self.start + self.n_samples], (0, self.padding))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The windows of a story: `times` (n_rows,) in s after sound onset, a row being the mean of `frames_per_row`."""
+
+    windows: list[Window]
+    times: np.ndarray
+    frames_per_row: int = 1
+
+    def by_length(self) -> dict[int, list[Window]]:
+        """{clip_samples: windows}: what can be computed in one batch."""
+        groups = defaultdict(list)
+        for window in self.windows:
+            groups[window.clip_samples].append(window)
+        return groups
+
+
+def plan_windows(family, n_samples: int, *, window, hop, exact=False, pool=None) -> Plan:
+    """Part a story into windows (see `SpeechEncoder.features` for the settings).
+
+    Parameters
+    ----------
+    family : object of `families`
+        Its frames' geometry.
+    n_samples : int
+        Of the story, at 16 kHz.
+    window, hop, pool : float
+        Seconds.
+    exact : bool
+        A window ends every hop and gives one frame.
+
+    Raises
+    ------
+    ValueError
+        If the hop exceeds the window, or the window what the model has positions for.
+    """
+    shortest = family.field / RATE if exact else 0
+    if not 0 < hop <= window or hop < shortest:
+        also = f", hop >= {shortest:g}" if exact else ""
+        raise ValueError(f"hop {hop} s and window {window} s; expected 0 < hop <= window{also}")
+    if family.longest and window * RATE > family.longest:
+        raise ValueError(
+            f"window {window} s; {family.name} has positions for {family.longest / RATE:g} s"
+        )
+    if exact:
+        return _one_frame_per_window(family, n_samples, window, hop)
+    return _frames_of_each_hop(family, n_samples, window, hop, pool)
+
+
+def _one_frame_per_window(family, n_samples, window, hop):
+    n_windows = int(n_samples / RATE / hop + 1e-6)
+    ends = [int(round(k * hop * RATE)) for k in range(1, n_windows + 1)]
+    windows = []
+    for row, end in enumerate(ends):
+        start = max(end - int(round(window * RATE)), 0)
+        padding, frame = family.exact_window(end - start)
+        windows.append(Window(start, end - start, frame, frame + 1, row, padding))
+    return Plan(windows, np.array(ends) / RATE)
+
+
+def _frames_of_each_hop(family, n_samples, window, hop, pool):
+    n_frames = family.n_frames(n_samples)
+    hop_frames, window_frames = (
+        max(int(round(seconds * family.frame_rate)), 1) for seconds in (hop, window)
+    )
+    windows = []
+    for first in range(0, n_frames, hop_frames):
+        end = min(first + hop_frames, n_frames)
+        start = max(end - window_frames, 0)
+        length = family.n_samples(end - start)
+        windows.append(Window(start * family.stride, length, first - start, end - start, first))
+    frames_per_row = max(int(round((pool or 0) * family.frame_rate)), 1)
+    whole_rows = np.arange(n_frames // frames_per_row * frames_per_row)
+    centres = whole_rows * family.stride + family.first_centre
+    times = centres.reshape(-1, frames_per_row).mean(1) / RATE
+    return Plan(windows, times, frames_per_row)
