@@ -1,11 +1,11 @@
-"""Hidden states of a speech model over a story: the field's exact protocol, plainly and cleverly, against windows by the hop.
+"""Hidden states of a speech model over a story: the field's exact protocol, plain and optimised, against windows by the hop.
 
     python benchmarks/features.py [speed] [scores] [steps] [--stories 8] [--subject SIM01]
 
-speed   Seconds for the same minute of sound: plain (stock model, one window a call, all layers), `exact`, and hops.
-scores  What a hop costs in encoding: test-story correlation a region with features of each setting, as a share of
-        the score with `exact` features, all layers; training on a few stories, each setting on the same ones.
-steps   One training step of LoRA with the convolutional front computed anew and kept (`Fronts`), by length of window.
+speed   Seconds for the same minute of sound: plain (stock model, one window per call, all layers), `exact`, and hops.
+scores  What a hop costs in encoding: test correlation per region and layer with features of each setting, beside `exact`
+        on the same training stories.
+steps   One training step of LoRA with the convolutional features computed anew and kept (`ConvolutionalCache`), by clip.
 """
 
 from __future__ import annotations
@@ -20,14 +20,25 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoFeatureExtractor, AutoModel, WavLMConfig
 
-from brainlib import datasets, encoding, timing
-from brainlib.speech import ASSETS, DEFAULT_HOP, DEFAULT_WINDOW, RATE, Fronts, SpeechEncoder
+from brainlib import datasets, encoding
+from brainlib.speech import (
+    ASSETS,
+    DEFAULT_HOP,
+    DEFAULT_WINDOW,
+    RATE,
+    ConvolutionalCache,
+    SpeechEncoder,
+    features_at_trs,
+)
 
-SETTINGS = [(w, h) for w in (16.0, 8.0) for h in (1.0, 2.0, 4.0, 8.0) if h <= w]
+HOPS = [(w, h) for w in (16.0, 8.0) for h in (1.0, 2.0, 4.0, 8.0) if h <= w]
+SETTINGS = {"exact": {"exact": True}} | {
+    f"window {w:g}, hop {h:g}": {"window": w, "hop": h} for w, h in HOPS
+}
 
 
-def plain(model, extract, audio, window=16.1, stride=0.1):
-    """{layer: (n, width)}: windows of 16.1 s every 0.1 s, one a call, last frame kept."""
+def plain(model, extract, audio, *, window=16.1, stride=0.1):
+    """{layer: (n, width)}: windows of 16.1 s every 0.1 s, one per call, last frame kept."""
     rows = []
     for k in range(1, int(len(audio) / RATE / stride + 1e-6) + 1):
         end = round(k * stride * RATE)
@@ -41,143 +52,123 @@ def plain(model, extract, audio, window=16.1, stride=0.1):
     return dict(enumerate(np.array(rows).transpose(1, 0, 2)))
 
 
-def speed(encoder, ds, seconds=60):
+def timed(compute):
+    """-> seconds, what `compute` returns."""
+    start = time.perf_counter()
+    result = compute()
+    return time.perf_counter() - start, result
+
+
+def speed(encoder, ds, *, seconds=60):
     """Table: seconds, factor, and largest difference to the plain protocol."""
     folder = ASSETS / "wavlm-pico"
-    stock, extract = (
-        AutoModel.from_pretrained(folder, dtype=torch.float32).eval(),
-        AutoFeatureExtractor.from_pretrained(folder),
-    )
+    stock = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    extract = AutoFeatureExtractor.from_pretrained(folder)
     audio = ds.story(ds.split["test"][0]).audio[: seconds * RATE]
     encoder.features(audio[: 4 * RATE], cache=False)  # warm
-    start = time.perf_counter()
-    wanted = plain(stock, extract, audio)
-    rows, base = [], time.perf_counter() - start
-    rows.append(
-        {"method": "plain", "seconds": base, "times faster": 1.0, "largest difference": 0.0}
-    )
-    for label, options in [("exact", {"exact": True})] + [
-        (f"window {w:g}, hop {h:g}", {"window": w, "hop": h}) for w, h in SETTINGS
-    ]:
-        start = time.perf_counter()
-        states, _ = encoder.features(audio, cache=False, **options)
-        spent = time.perf_counter() - start
-        apart = (
-            max(np.abs(states[k] - wanted[k]).max() for k in wanted) if label == "exact" else np.nan
+    plain_seconds, expected = timed(lambda: plain(stock, extract, audio))
+    rows = [("plain", plain_seconds, 0.0)]
+    for label, settings in SETTINGS.items():
+        spent, (states, _) = timed(
+            lambda settings=settings: encoder.features(audio, cache=False, **settings)
         )
-        rows.append(
-            {
-                "method": label,
-                "seconds": spent,
-                "times faster": base / spent,
-                "largest difference": apart,
-            }
-        )
-    return pd.DataFrame(rows)
+        difference = np.nan
+        if label == "exact":
+            difference = max(np.abs(states[k] - expected[k]).max() for k in expected)
+        rows.append((label, spent, difference))
+    table = pd.DataFrame(rows, columns=["method", "seconds", "largest difference"])
+    return table.assign(**{"times faster": plain_seconds / table.seconds})
 
 
-def at_trs(encoder, story, **options):
-    """(n_trs, width) a layer."""
-    states, times = encoder.features(story.audio, **options)
-    return {k: timing.downsample(x, times, story.tr_times) for k, x in states.items()}
-
-
-def scores(encoder, ds, subject, n_stories):
-    """Table: mean score a region over layers, a setting, as a share of `exact`."""
+def scores(encoder, ds, subject, *, n_stories):
+    """Mean test correlation by setting, layer and region: columns setting, layer, region, r."""
     train, test = ds.split["train"][:n_stories], ds.split["test"]
     regions = {k: np.flatnonzero(v) for k, v in ds.rois(subject).items()}
     voxels = np.unique(np.concatenate(list(regions.values())))
-    data = {s: ds.responses(subject, s)[:, voxels] for s in train + test}
+    responses = {s: ds.responses(subject, s)[:, voxels] for s in train + test}
     rows = []
-    for label, options in [("exact", {"exact": True})] + [
-        (f"window {w:g}, hop {h:g}", {"window": w, "hop": h}) for w, h in SETTINGS
-    ]:
-        layers = {s: at_trs(encoder, ds.story(s), **options) for s in data}
+    for label, settings in SETTINGS.items():
+        features = {
+            s: features_at_trs(encoder, ds.story(s), pool=None, **settings) for s in responses
+        }
         for layer in range(encoder.layers):
             model = encoding.RidgeEncoder().fit(
-                [layers[s][layer] for s in train], [data[s] for s in train]
+                [features[s][layer] for s in train], [responses[s] for s in train]
             )
-            r = model.score([layers[s][layer] for s in test], [data[s] for s in test])
-            rows += [
-                {"setting": label, "layer": layer, "region": k, "r": r[np.isin(voxels, v)].mean()}
-                for k, v in regions.items()
-            ]
+            r = model.score([features[s][layer] for s in test], [responses[s] for s in test])
+            rows += [(label, layer, k, r[np.isin(voxels, v)].mean()) for k, v in regions.items()]
         print("scored", label, flush=True)
-    table = pd.DataFrame(rows).pivot_table(
-        index="setting", columns="region", values="r", sort=False
-    )
-    table["mean"] = table.mean(axis=1)
-    share = table / table.loc["exact"]
-    return table, share
+    return pd.DataFrame(rows, columns=["setting", "layer", "region", "r"])
+
+
+def against_exact(table, by):
+    """Mean r by setting and `by`, and its ratio to that of `exact`."""
+    r = table.pivot_table(index="setting", columns=by, values="r", sort=False)
+    r["mean"] = r.mean(axis=1)
+    return f"{r.to_string()}\n\nratio to exact\n{(r / r.loc['exact']).to_string()}\n"
+
+
+def base_sized():
+    """An encoder as large as WavLM-base-plus; random weights cost the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        WavLMConfig().save_pretrained(folder)
+        return SpeechEncoder.from_pretrained(folder, device="cpu", random_weights=True)
 
 
 def steps(pico, ds):
-    """Table: seconds of one LoRA training step over some speech, front computed anew and kept."""
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # as large as WavLM-base-plus; random weights cost the same
-        WavLMConfig().save_pretrained(folder)
-        base = SpeechEncoder.from_pretrained(folder, device="cpu", random_weights=True)
+    """Table: seconds of a LoRA training step per second of speech, convolutional features computed anew and kept."""
     audio, rows = torch.from_numpy(ds.story(ds.split["train"][0]).audio), []
-    for name, encoder, seconds, windows in (
+    for name, encoder, seconds, clips in (
         ("wavlm-pico", pico, 120, (5, 10, 20, 30)),
-        ("base-sized", base, 20, (5, 10, 20)),
+        ("base-sized", base_sized(), 20, (5, 10, 20)),
     ):
-        get_peft_model(
-            encoder.model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj"])
-        )
-        for window in windows:
-            starts = range(0, seconds * RATE, window * RATE)
+        config = LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj"])
+        get_peft_model(encoder.model, config)
+        for clip in clips:
+            starts = range(0, seconds * RATE, clip * RATE)
             anew, kept = (
-                step_seconds(encoder, Fronts(encoder, max_gb=room), audio, starts, window * RATE)
-                for room in (0, 4)
+                step_seconds(ConvolutionalCache(encoder, max_gb), audio, starts, clip * RATE)
+                for max_gb in (0, 4)
             )
-            rows.append(
-                {
-                    "model": name,
-                    "window (s)": window,
-                    "front anew (s)": anew / seconds,
-                    "front kept (s)": kept / seconds,
-                }
-            )
-    table = pd.DataFrame(rows).assign(
-        **{"times faster": lambda t: t["front anew (s)"] / t["front kept (s)"]}
-    )
-    return table.rename(
-        columns=lambda c: c.replace("(s)", "(s a second of speech)") if c.startswith("front") else c
-    )
+            rows.append((name, clip, anew / seconds, kept / seconds, anew / kept))
+    columns = ["model", "clip (s)", "computed anew (s)", "kept (s)", "times faster"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def step_seconds(encoder, fronts, audio, starts, length, repeats=4):
-    """Seconds of forward and backward over the clips, two at a time, after the fronts have been asked for once."""
-    parts = [list(starts[i : i + 2]) for i in range(0, len(starts), 2)]
-    for turn in range(repeats + 1):
-        if turn == 1:  # the first was to warm up and to fill
-            start = time.perf_counter()
-        for part in parts:
-            front = fronts("story", audio, part, length)
-            encoder.transform(front)[encoder.layers - 1].square().mean().backward()
-    return (time.perf_counter() - start) / repeats
+def step_seconds(cache, audio, starts, n_samples, *, repeats=4):
+    """Seconds of forward and backward over the clips, two at a time, after the cache has been filled."""
+    encoder = cache.encoder
+    last = encoder.layers - 1
+
+    def epoch():
+        for i in range(0, len(starts), 2):
+            features = cache("story", audio, starts=starts[i : i + 2], n_samples=n_samples)
+            encoder.transformer_states(features, [last])[last].square().mean().backward()
+
+    epoch()  # to warm up and to fill
+    return timed(lambda: [epoch() for _ in range(repeats)])[0] / repeats
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", default=["speed", "scores", "steps"])
     parser.add_argument("--stories", type=int, default=8)
     parser.add_argument("--subject", default="SIM01")
-    given = parser.parse_args()
-    ds, encoder = (
-        datasets.load("fireside"),
-        SpeechEncoder.from_pretrained("wavlm-pico", device="cpu"),
-    )
-    print(f"simulated listeners; default window {DEFAULT_WINDOW:g} s, hop {DEFAULT_HOP:g} s")
+    arguments = parser.parse_args()
+    ds = datasets.load("fireside")
+    encoder = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu")
+    print(f"simulated subjects; default window {DEFAULT_WINDOW:g} s, hop {DEFAULT_HOP:g} s")
     pd.set_option("display.width", 200, "display.precision", 4)
-    if "speed" in given.parts:
+    if "speed" in arguments.parts:
         print(speed(encoder, ds).to_string(index=False), flush=True)
-    if "scores" in given.parts:
-        table, share = scores(encoder, ds, given.subject, given.stories)
-        print(table.to_string(), "\n\nshare of exact\n", share.to_string(), sep="", flush=True)
-    if "steps" in given.parts:
+    if "scores" in arguments.parts:
+        table = scores(encoder, ds, arguments.subject, n_stories=arguments.stories)
+        print(against_exact(table, "region"), against_exact(table, "layer"), sep="\n", flush=True)
+    if "steps" in arguments.parts:
         print(steps(encoder, ds).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
