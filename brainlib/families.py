@@ -10,6 +10,8 @@ import inspect
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 RATE = 16_000  # Hz, of all audio here
 
 
@@ -28,6 +30,10 @@ class Family:
         Sample at the centre of what the first frame sees.
     longest : int or None
         Samples that the model has positions for; None: no limit.
+    pre_norm : bool
+        Whether a norm follows the last block.
+    front_floats : float
+        Numbers per sample of sound in the widest array of the front end: for an estimate of memory.
     """
 
     name = ""  # transformers' model_type
@@ -65,6 +71,10 @@ class Family:
         """The part of a checkpoint's model that is used here."""
         return model
 
+    def transformer(self, model):
+        """The module that holds the blocks (`layers`) and the norm (`layer_norm`)."""
+        return model.encoder
+
     def run_block(self, block, x, carry):
         """One block on (n_clips, n_frames, width); `carry` is what the block before handed on, None at first."""
         return _first(block(x, attention_mask=None)), carry
@@ -80,7 +90,7 @@ class WaveformFamily(Family):
         self.extractor = extractor
         self.normalizes = bool(extractor.do_normalize)
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
-        self.channels, self.first_stride = config.conv_dim[0], config.conv_stride[0]
+        self.front_floats = config.conv_dim[0] / config.conv_stride[0]
         self.field, self.stride = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride):
             self.field += (kernel - 1) * self.stride
@@ -108,18 +118,6 @@ class WaveformFamily(Family):
         x = _first(model.feature_projection(features))
         x = x + model.encoder.pos_conv_embed(x)
         return model.encoder.dropout(x if self.pre_norm else model.encoder.layer_norm(x))
-
-    def blocks(self, model):
-        """The transformer's blocks, in order."""
-        return model.encoder.layers
-
-    def final_norm(self, model, x):
-        """What follows the last block."""
-        return model.encoder.layer_norm(x) if self.pre_norm else x
-
-    def front_floats(self, n_samples: int) -> float:
-        """Numbers in the widest array of the front end, per clip: for an estimate of memory."""
-        return self.channels * n_samples / self.first_stride
 
 
 class Wav2Vec2(WaveformFamily):
@@ -154,6 +152,7 @@ class Whisper(Family):
     takes_spectra = True
     frozen = ("conv1.", "conv2.", "embed_positions.")
     unused = ("decoder.",)
+    pre_norm = True
     normalizes = True  # the extractor scales each clip's spectra by their maximum
     mel_hop = 160  # samples; frames of 25 ms every 10 ms
     stride, field, overhang, first_centre = (
@@ -165,7 +164,7 @@ class Whisper(Family):
 
     def __init__(self, config, extractor):
         self.extractor = extractor
-        self.width = config.hidden_size
+        self.front_floats = 2 * config.hidden_size / self.stride
         self.longest = self.stride * config.max_source_positions
 
     def exact_window(self, n_samples: int) -> tuple[int, int]:
@@ -195,8 +194,6 @@ class Whisper(Family):
         return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
 
     def convolutional_features(self, model, clips):
-        import torch
-
         spectra = self.extractor(
             list(clips.cpu().numpy()),
             sampling_rate=RATE,
@@ -210,22 +207,14 @@ class Whisper(Family):
         return x.transpose(1, 2)
 
     def embed(self, model, features):
-        import torch
-
         x = features + model.embed_positions.weight[: features.shape[1]]
         return torch.nn.functional.dropout(x, model.dropout, model.training)
 
-    def blocks(self, model):
-        return model.layers
+    def transformer(self, model):
+        return model
 
     def run_block(self, block, x, carry):
         return _first(block(x, attention_mask=None, **self._block_options)), carry
-
-    def final_norm(self, model, x):
-        return model.layer_norm(x)
-
-    def front_floats(self, n_samples: int) -> float:
-        return self.width * self.n_frames(n_samples) * 2
 
     @cached_property
     def _block_options(self) -> dict:
