@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import MethodType
 
 import numpy as np
+import torch
 
 
 def pass_over_old_torchao():
@@ -49,8 +50,6 @@ def check_adapters_act(model, audio) -> int:
     RuntimeError
         If an adapter gets no gradient.
     """
-    import torch
-
     network = model.model if hasattr(model, "hidden_states") else model
     adapters = _adapter_parameters(network)
     if not adapters:
@@ -93,8 +92,6 @@ def _adapter_parameters(network) -> dict:
 @contextmanager
 def _moved(network, adapters):
     """Within: ``eval()``, adapters moved at random and trainable. Afterwards all is as before. Yields the generator."""
-    import torch
-
     values = {name: parameter.detach().clone() for name, parameter in adapters.items()}
     trainable = {name: parameter.requires_grad for name, parameter in adapters.items()}
     modes = {module: module.training for module in network.modules()}
@@ -143,8 +140,6 @@ def fuse_attention(model) -> int:
 
 def _fused_forward(self, hidden_states, attention_mask=None, position_bias=None, index=0, **_):
     """WavLM's self-attention with gated relative position bias (Chen et al. 2022, eq. 2 to 6)."""
-    import torch
-
     n, t, _ = hidden_states.shape
 
     def heads(x):

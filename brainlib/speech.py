@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .adapters import check_adapters_act, fuse_attention
 from .families import RATE, load_family
@@ -208,8 +209,6 @@ class SpeechEncoder:
         -------
         features : tensor of shape (n_clips, n_frames, channels)
         """
-        import torch
-
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], enabled=False):
             return self.family.convolutional_features(self.model, clips)
 
@@ -231,14 +230,15 @@ class SpeechEncoder:
         layers = range(self.layers) if layers is None else layers
         states, carry = {}, None
         x = self.family.embed(self.model, features)  # (n_clips, n_frames, width)
-        for i, block in enumerate(self.family.blocks(self.model)):
+        stack = self.family.transformer(self.model)
+        for i, block in enumerate(stack.layers):
             if i in layers:
                 states[i] = x
             if i >= max(layers):
                 break
             x, carry = self.family.run_block(block, x, carry)
         if self.layers - 1 in layers:
-            states[self.layers - 1] = self.family.final_norm(self.model, x)
+            states[self.layers - 1] = stack.layer_norm(x) if self.family.pre_norm else x
         return {layer: states[layer] for layer in layers}
 
     def fingerprint(self) -> str:
@@ -341,8 +341,6 @@ def _load_model(name, *, random_weights, seed):
 
 
 def _random_model(family, config, seed):
-    import torch
-
     model_class = family.model_class(config)
     build = getattr(model_class, "from_config", model_class)
     with torch.random.fork_rng(devices=[]):
@@ -351,8 +349,6 @@ def _random_model(family, config, seed):
 
 
 def _pretrained_model(family, config, source):
-    import torch
-
     model, report = family.model_class(config).from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )
@@ -382,8 +378,6 @@ def _run_windows(encoder, audio, plan: Plan, layers, batch_size=None) -> dict:
 
 def _kept_frames(encoder, audio, windows, layers, size):
     """Yield each window with {layer: (n_kept, width)}; windows are of one length, `size` of them at a time."""
-    import torch
-
     half = torch.autocast("cuda", torch.float16, enabled="cuda" in encoder.device)
     first = 0
     while first < len(windows):
@@ -405,14 +399,12 @@ def _kept_frames(encoder, audio, windows, layers, size):
 
 def _batch_size(encoder, clip_samples: int) -> int:
     """Clips that fit half of the free GPU memory; half a minute on a CPU, where more is slower."""
-    import torch
-
     if not encoder.device.startswith("cuda"):
         return int(np.clip(33 * RATE / clip_samples, 1, 16))
     n_frames = encoder.family.n_frames(clip_samples)
     attention = encoder.model.config.num_attention_heads * n_frames**2
     floats = (
-        4 * encoder.family.front_floats(clip_samples)
+        4 * encoder.family.front_floats * clip_samples
         + 4 * attention
         + 20 * n_frames * encoder.width
     )
@@ -471,8 +463,6 @@ class ConvolutionalCache:
         -------
         features : tensor of shape (n_clips, n_frames, channels)
         """
-        import torch
-
         return torch.stack([self._clip(name, audio, start, n_samples) for start in starts])
 
     def _clip(self, name, audio, start, n_samples):
