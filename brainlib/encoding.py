@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from .runtime import pick_device
 from .timing import fir
 
-BATCH_VOXELS = 10_000  # on the device at a time
+BATCH_VOXELS = 4_000  # on the device at a time
+NEGLIGIBLE = 1e-3  # of a prediction: directions below this are left out of the search for penalties (`_rank`)
 
 
 class RidgeEncoder(RegressorMixin, BaseEstimator):
-    """Linear encoding model: one ridge penalty a voxel, chosen by cross-validation over whole stories.
+    """Linear encoding model: one ridge penalty per voxel, chosen by cross-validation over whole stories.
 
-    Features are z-scored with training statistics, then delayed within each story; himalaya (Dupre la Tour et al.
-    2022) searches the penalties, in the primal or the kernel form, whichever matrix is smaller.
+    Features are z-scored with training statistics, then delayed within each story. Each fold is decomposed once, in the
+    primal or the kernel form, whichever costs less; responses stay in main memory and pass the device once, in batches.
 
     Parameters
     ----------
@@ -42,6 +45,12 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         shrinks every prediction to nothing, so voxels up there are unpredictable rather than cut short: then they are
         not counted.
 
+    Notes
+    -----
+    The search is that of himalaya (Dupre la Tour et al. 2022), and a test holds it to the same penalties and scores.
+    himalaya's own solvers form a validation prediction of full rank for every penalty; here the directions that a
+    penalty shrinks to nothing (`_rank`) are left out, which saves most of the products (benchmarks/README.md).
+
     Examples
     --------
     >>> rng = np.random.default_rng(0)
@@ -53,7 +62,10 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     """
 
     def __init__(self, alphas=None, *, delays=(1, 2, 3, 4), n_folds=5, device=None):
-        self.alphas, self.delays, self.n_folds, self.device = alphas, delays, n_folds, device
+        self.alphas = alphas
+        self.delays = delays
+        self.n_folds = n_folds
+        self.device = device
 
     def fit(self, X, Y):
         """Fit on lists of stories.
@@ -71,55 +83,62 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         import torch
 
         X, Y = _check_lists(X, Y)
-        stacked = np.concatenate(X)
-        self.mean_, self.scale_ = stacked.mean(0), stacked.std(0)
-        self.scale_[self.scale_ < 1e-6 * max(self.scale_.max(), 1e-12)] = (
-            1.0  # a constant feature stays zero
-        )
-        self.y_mean_ = sum(y.sum(0, dtype=np.float64) for y in Y).astype(np.float32) / len(stacked)
-        backend = _backend(self.device)
-        design = backend.asarray(
-            np.concatenate([self._delayed(x) for x in X]), dtype="float32"
-        )  # (n, p)
-        n, p = design.shape
-        self.kernel_ = p > n
-        gram = (design @ design.T if self.kernel_ else design.T @ design).double()
-        gram = (gram + gram.T) / 2
-        values, vectors = torch.linalg.eigh(gram.cpu() if gram.device.type == "mps" else gram)
-        values, vectors = values.clamp(min=0), vectors.to(design)  # values stay float64
-        top = float(values.max())
-        alphas = (
-            top * np.logspace(-5, 1, 13)
-            if self.alphas is None
-            else np.sort(np.asarray(self.alphas, float))
-        )
+        self._learn_scales(X, Y)
+        design = np.concatenate([self._delayed(x) for x in X])  # (n, p)
+        design = torch.from_numpy(design).to(pick_device(self.device))
         folds = story_folds([len(x) for x in X], self.n_folds)
-        n_voxels = Y[0].shape[1]
-        self.best_alphas_, self.cv_scores_ = np.empty(n_voxels), np.empty(n_voxels, np.float32)
-        solution = np.empty((n if self.kernel_ else p, n_voxels), np.float32)
-        searched = gram.to(design) if self.kernel_ else design
-        for start in range(0, n_voxels, BATCH_VOXELS):
-            batch = slice(start, start + BATCH_VOXELS)
-            target = np.concatenate([y[:, batch] for y in Y]).astype(np.float32, copy=False)
-            target -= self.y_mean_[batch]
-            target = backend.asarray(target, dtype="float32")
-            if len(alphas) > 1:
-                chosen, self.cv_scores_[batch] = _search(
-                    searched, target, alphas, folds, self.kernel_
-                )
-            else:  # nothing to choose
-                chosen, self.cv_scores_[batch] = np.full(target.shape[1], alphas[0]), np.nan
-            self.best_alphas_[batch] = chosen
-            projected = vectors.T @ (target if self.kernel_ else design.T @ target)
-            for alpha in np.unique(chosen):  # one shrinkage for all voxels that share a penalty
-                where = np.flatnonzero(chosen == alpha)
-                shrunk = projected[:, where] / (values + alpha).to(design)[:, None]
-                solution[:, start + where] = (vectors @ shrunk).cpu().numpy()
-        self.n_features_in_ = X[0].shape[1]
+        n_alphas = 13 if self.alphas is None else np.size(self.alphas)
+        self.kernel_ = _kernel_is_cheaper(*design.shape, folds=folds, n_alphas=n_alphas)
+        gram = design @ design.T if self.kernel_ else design.T @ design
+        values, vectors = _eigh(gram)
+        top = float(values[0])
+        alphas = top * np.logspace(-5, 1, 13)
+        if self.alphas is not None:
+            alphas = np.sort(np.asarray(self.alphas, float).ravel())
+        held_out = []
+        if len(alphas) > 1:  # else there is nothing to choose
+            held_out = [
+                _HeldOut.of(design, gram, train, test, alphas, kernel=self.kernel_)
+                for train, test in folds
+            ]
+        del gram
         self._train = design.cpu().numpy() if self.kernel_ else None
-        self._solution = solution
+        project = vectors if self.kernel_ else design @ vectors  # (n, k)
+        self._fit_batches(Y, alphas, held_out, project, values, vectors)
+        self.n_features_in_ = X[0].shape[1]
         self._warn_at_edges(alphas, top)
         return self
+
+    def _learn_scales(self, X, Y):
+        stacked = np.concatenate(X)
+        self.mean_, self.scale_ = stacked.mean(0), stacked.std(0)
+        constant = self.scale_ < 1e-6 * max(self.scale_.max(), 1e-12)
+        self.scale_[constant] = 1.0  # a constant feature stays zero
+        total = sum(y.sum(0, dtype=np.float64) for y in Y)
+        self.y_mean_ = (total / len(stacked)).astype(np.float32)
+
+    def _fit_batches(self, Y, alphas, held_out, project, values, vectors):
+        """Choose each voxel's penalty and solve for it, one batch of voxels on the device at a time."""
+        import torch
+
+        n_voxels = Y[0].shape[1]
+        self.best_alphas_ = np.full(n_voxels, alphas[0])
+        self.cv_scores_ = np.full(n_voxels, np.nan, np.float32)
+        self._solution = np.empty((len(vectors), n_voxels), np.float32)
+        for start in range(0, n_voxels, BATCH_VOXELS):
+            batch = slice(start, start + BATCH_VOXELS)
+            y = np.concatenate([y[:, batch] for y in Y]).astype(np.float32, copy=False)
+            y -= self.y_mean_[batch]
+            y = torch.from_numpy(y).to(project.device)  # (n, n_batch)
+            if held_out:
+                losses = sum(fold.losses(y, alphas) for fold in held_out) / len(held_out)
+                loss, best = losses.min(0)
+                self.best_alphas_[batch] = alphas[best.cpu().numpy()]
+                variance = y.var(0, correction=0).clamp(min=1e-12)
+                self.cv_scores_[batch] = (1 - loss / variance).cpu().numpy()
+            chosen = torch.from_numpy(self.best_alphas_[batch]).to(values)
+            shrunk = (project.T @ y).div_(values[:, None] + chosen)
+            self._solution[:, batch] = (vectors @ shrunk).cpu().numpy()
 
     def _warn_at_edges(self, alphas, top):
         lower = float(np.mean(np.isclose(self.best_alphas_, alphas[0])))
@@ -179,50 +198,75 @@ def _check_lists(X, Y):
     return [np.asarray(x) for x in X], [np.asarray(y) for y in Y]
 
 
-def _backend(device):
-    from himalaya.backend import set_backend
-
-    from .runtime import pick_device
-
-    kind = pick_device(device).split(":")[0]
-    return set_backend({"cpu": "torch", "cuda": "torch_cuda", "mps": "torch_mps"}[kind])
-
-
-def _search(matrix, target, alphas, folds, kernel):
-    """himalaya's grid search without its refit: chosen alpha and cross-validated R2 of each target."""
-    from himalaya.kernel_ridge import solve_multiple_kernel_ridge_random_search
-    from himalaya.ridge import solve_group_ridge_random_search
-    from himalaya.scoring import l2_neg_loss
-    from sklearn.model_selection import check_cv
-
-    search = (
-        solve_multiple_kernel_ridge_random_search if kernel else solve_group_ridge_random_search
-    )
-    options = {"return_weights": None} if kernel else {"return_weights": False, "warn": False}
-    one = np.ones((1, 1), np.float32)  # a single feature space: nothing is random in this search
-    deltas, _, scores = search(
-        matrix[None] if kernel else [matrix],
-        target,
-        n_iter=_as(matrix, one),
-        alphas=_as(matrix, alphas),
-        cv=check_cv(folds),
-        score_func=l2_neg_loss,
-        n_targets_batch=1000,
-        n_alphas_batch=5,
-        progress_bar=False,
-        jitter_alphas=False,
-        **options,
-    )
-    chosen = np.exp(-deltas[0].double().cpu().numpy())
-    nearest = np.abs(np.log(alphas)[:, None] - np.log(chosen)).argmin(0)  # undo float32 rounding
-    loss = -scores.cpu().numpy().reshape(-1, len(nearest))[-1]
-    return alphas[nearest], 1 - loss / np.maximum(target.var(0, correction=0).cpu().numpy(), 1e-12)
+def _kernel_is_cheaper(n, p, *, folds, n_alphas):
+    """Whether the products of the kernel form, all per voxel, are fewer than those of the primal form."""
+    kernel, primal = 2 * n * n, n * p + p * p  # the refit
+    for train, test in folds:
+        rows = len(train) + n_alphas * len(test)
+        kernel += rows * len(train)
+        primal += rows * p
+    return kernel < primal
 
 
-def _as(like, values):
+def _eigh(gram):
+    """Eigenvalues, largest first and none below zero, and eigenvectors of a symmetric matrix; computed in float64."""
     import torch
 
-    return torch.as_tensor(np.asarray(values, np.float32), device=like.device)
+    exact = gram.cpu() if gram.device.type == "mps" else gram  # MPS has no float64
+    exact = exact.double()
+    values, vectors = torch.linalg.eigh((exact + exact.T) / 2)
+    return values.flip(0).clamp(min=0).to(gram), vectors.flip(1).to(gram)
+
+
+@dataclass
+class _HeldOut:
+    """One fold of the search, in the eigenvectors of its training rows: ``prediction = rows / (values + alpha) @ project' y``."""
+
+    train: np.ndarray  # row numbers, as those of the whole design
+    test: np.ndarray
+    project: object  # tensor (n_train, k)
+    rows: object  # tensor (n_test, k)
+    values: object  # tensor (k,), largest first
+    ranks: list  # how many of the k directions each penalty leaves
+
+    @classmethod
+    def of(cls, design, gram, train, test, alphas, *, kernel):
+        import torch
+
+        train, test = (torch.from_numpy(i).to(design.device) for i in (train, test))
+        if kernel:
+            values, project = _eigh(gram[train][:, train])
+            rows = gram[test][:, train] @ project
+        else:
+            held_out = design[test]
+            values, vectors = _eigh(gram - held_out.T @ held_out)
+            project, rows = design[train] @ vectors, held_out @ vectors
+        size = rows.square().sum(0) * project.square().sum(0)
+        ranks = [_rank(size / (values + alpha).square(), len(test) / len(train)) for alpha in alphas]
+        k = max(ranks)
+        return cls(train, test, project[:, :k].contiguous(), rows[:, :k], values[:k], ranks)
+
+    def losses(self, y, alphas):
+        """Mean squared error of the held-out rows, (n_alphas, n_voxels), for centred targets (n, n_voxels)."""
+        import torch
+
+        projected, y = self.project.T @ y[self.train], y[self.test]
+        losses = torch.empty(len(alphas), y.shape[1], device=y.device)
+        for i, (alpha, k) in enumerate(zip(alphas, self.ranks)):
+            rows = self.rows[:, :k] / (self.values[:k] + alpha)
+            residual = torch.addmm(y, rows, projected[:k], alpha=-1)
+            losses[i] = residual.square_().mean(0)
+        return losses
+
+
+def _rank(power, share):
+    """Directions that matter: what the others may add to a prediction is below `NEGLIGIBLE` of the targets' own size.
+
+    `power` (k,) bounds each direction's squared contribution to the held-out rows per squared size of the training rows;
+    `share` is held-out rows per training row.
+    """
+    rest = power.double().flip(0).cumsum(0).flip(0)  # of this and all later directions
+    return max(int((rest > NEGLIGIBLE**2 * share).sum()), 1)
 
 
 def story_folds(lengths, n_folds: int = 5):

@@ -59,13 +59,67 @@ def test_each_voxel_gets_the_alpha_that_its_held_out_stories_prefer():
     np.testing.assert_allclose(model.best_alphas_[:2], alphas[scores.argmax(0)][:2])
 
 
-def test_batches_of_voxels_change_nothing(monkeypatch):
-    X, Y = stories(n_voxels=7)
-    whole = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+@pytest.mark.parametrize("n_features", [6, 200])  # primal, kernel
+def test_batches_of_voxels_on_a_named_device_change_nothing(monkeypatch, n_features):
+    X, Y = stories(n_features, n_voxels=7)
+    whole = RidgeEncoder(delays=(1, 2), device="cpu").fit(X, Y)
     monkeypatch.setattr(encoding, "BATCH_VOXELS", 3)  # three voxels at a time
-    parts = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+    parts = RidgeEncoder(delays=(1, 2), device="cpu").fit(X, Y)
     np.testing.assert_array_equal(whole.best_alphas_, parts.best_alphas_)
+    np.testing.assert_allclose(whole.cv_scores_, parts.cv_scores_, atol=1e-5)
     np.testing.assert_allclose(whole.coef_, parts.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "n_features", [10, 55, 200]
+)  # fewer columns than rows, about as many, more
+@pytest.mark.parametrize("decay", [0.0, 1.0])  # of the features' spectrum
+def test_penalties_and_scores_are_those_of_himalaya(n_features, decay):
+    from himalaya.kernel_ridge import KernelRidgeCV
+    from himalaya.scoring import l2_neg_loss
+
+    rng = np.random.default_rng(3)
+    mixing = rng.standard_normal((n_features, n_features))
+    mixing *= np.arange(1, n_features + 1)[:, None] ** -decay
+    X, Y = stories(n_features, n_voxels=40, noise=3 * n_features**0.5)
+    X = [x @ mixing for x in X]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some voxels prefer the smallest penalty
+        model = RidgeEncoder(delays=(1, 2)).fit(X, Y)
+        design = np.concatenate([timing.fir((x - model.mean_) / model.scale_, (1, 2)) for x in X])
+        y = np.concatenate(Y) - np.concatenate(Y).mean(0)
+        alphas = np.linalg.norm(design, 2) ** 2 * np.logspace(-5, 1, 13)
+        peer = KernelRidgeCV(
+            alphas,
+            kernel="linear",
+            cv=encoding.story_folds([len(x) for x in X]),
+            solver_params={"score_func": l2_neg_loss},
+        ).fit(design, y)
+    same = np.isclose(model.best_alphas_, peer.best_alphas_, rtol=1e-4)
+    assert same.mean() >= 0.95
+    losses = -np.asarray(peer.cv_scores_)[same]
+    np.testing.assert_allclose(model.cv_scores_[same], 1 - losses / y.var(0)[same], atol=1e-4)
+    ours = np.concatenate(model.predict(X)) - model.y_mean_
+    np.testing.assert_allclose(ours[:, same], peer.predict(design)[:, same], atol=2e-3 * y.std())
+
+
+def test_each_fold_is_decomposed_once_however_many_batches(monkeypatch):
+    X, Y = stories(n_voxels=20)
+    calls = []
+    decompose = encoding._eigh
+    monkeypatch.setattr(encoding, "_eigh", lambda gram: calls.append(gram.shape) or decompose(gram))
+    monkeypatch.setattr(encoding, "BATCH_VOXELS", 2)
+    RidgeEncoder(delays=(1, 2)).fit(X, Y)
+    assert len(calls) == 1 + 4  # the whole, and one per fold of one story each
+
+
+def test_the_cheaper_form_is_chosen_near_as_many_columns_as_rows():
+    folds = encoding.story_folds([300] * 5)
+    cheaper = [
+        encoding._kernel_is_cheaper(1500, p, folds=folds, n_alphas=13)
+        for p in (300, 1100, 1400, 3000)
+    ]
+    assert cheaper == [False, False, True, True]
 
 
 def test_nothing_crosses_a_story_border():
