@@ -11,8 +11,6 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP_EXTRA ?=
 export OMP_NUM_THREADS ?= 2
-# openneuro-py brings urllib3-future, whose wheel would put itself in urllib3's place; built from source so, it does not
-export URLLIB3_NO_OVERRIDE := 1
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
 .PHONY: book test lint clean notebooks site runs lab
@@ -22,7 +20,7 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) $(TORCH)
-	$(BIN)/python -m pip install --quiet --no-binary urllib3-future -e ".[book,test,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[book,test,dev]"
 	touch $@
 
 notebooks: $(VENV)/ready

@@ -31,8 +31,18 @@ REGIONS = {
     "precuneus": ("G_precuneus", "PCV 7m 7Pm POS1 POS2"),
     "visual": ("S_calcarine G_cuneus Pole_occipital", "V1 V2"),
 }
-AUDITORY = ("auditory_core", "auditory_belt")
-LATE_LANGUAGE = ("superior_temporal", "temporal", "angular", "inferior_frontal", "middle_frontal")
+# Unions of regions, of all data sets. Lateral superior temporal cortex follows sounds of speech as well as words
+# (de Heer et al. 2017), so it is a region of its own and not late language.
+UNIONS = {
+    "auditory": ("auditory_core", "auditory_belt"),
+    "late_language": ("temporal", "angular", "inferior_frontal", "middle_frontal"),
+}
+
+
+def with_unions(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Region masks of shape (n_voxels,) with the unions of regions, "auditory" and "late_language", after them."""
+    unions = {name: np.any([masks[p] for p in parts], axis=0) for name, parts in UNIONS.items()}
+    return masks | unions
 
 
 def read(root, subject: str) -> SimpleNamespace:
@@ -83,8 +93,7 @@ def read(root, subject: str) -> SimpleNamespace:
     matrix = csr_matrix((found.data, found.indices, found.indptr), shape=tuple(found.shape))
     atlas = int("HCPMMP1" in files["lh labels"].name)
     regions = {name: np.isin(found.labels, both[atlas].split()) for name, both in REGIONS.items()}
-    regions["auditory"] = np.any([regions[r] for r in AUDITORY], axis=0)
-    regions["late_language"] = np.any([regions[r] for r in LATE_LANGUAGE], axis=0)
+    regions = with_unions(regions)
     regions |= {f"{side}_hemisphere": found.side == i for i, side in enumerate(SIDES.values())}
     return SimpleNamespace(
         matrix=matrix, vertices=found.vertices, labels=found.labels, regions=regions

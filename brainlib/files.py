@@ -11,6 +11,8 @@ import pandas as pd
 
 BLOCK_BYTES = 64_000_000  # of a response file read at a time
 RATE = 16_000  # Hz, of all audio in brainlib
+# Labels that are no word or phoneme, matched whole, in any case, with or without braces: those that the authors' code
+# drops from words, {CG} and {IG} of its later list, and silences. That code keeps `sp` among phonemes; here it is dropped.
 FILLERS = {
     "",
     "sp",
@@ -18,14 +20,12 @@ FILLERS = {
     "br",
     "lg",
     "ls",
+    "sl",
+    "cg",
+    "ig",
     "sil",
     "sentence_start",
     "sentence_end",
-    "{sl}",
-    "{lg}",
-    "{br}",
-    "{ns}",
-    "{sp}",
 }
 
 
@@ -69,7 +69,10 @@ def read_audio(path: Path) -> np.ndarray:
 
 
 def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
-    """Words and phonemes of a Praat TextGrid (long or short form, UTF-8 or UTF-16): `start`, `end` in seconds, `text`."""
+    """Words and phonemes of a Praat TextGrid (long or short form, UTF-8 or UTF-16): `start`, `end` in seconds, `text`.
+
+    Fillers and silences are dropped from both, `sp` too, which the authors' code keeps among phonemes (`FILLERS`).
+    """
     from praatio import textgrid
 
     check_file(path, "a TextGrid with a phone and a word tier", least=20)
@@ -91,7 +94,7 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
         kept = [
             (float(e.start), float(e.end), e.label.strip())
             for e in entries
-            if e.label.strip().lower() not in FILLERS
+            if e.label.strip().strip("{}").strip().lower() not in FILLERS
         ]
         out[what] = pd.DataFrame(kept, columns=["start", "end", "text"])
     return out

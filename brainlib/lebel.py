@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import os
 import shutil
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,8 @@ BUCKET = (
 )
 KINDS = ("stimuli", "textgrids", "responses", "cortex")
 RETRIES, BACKOFF_S = 5, 0.5  # of a file that did not come whole; the wait doubles each time
+TIMEOUT_S = 20.0  # to connect, and between two pieces of a reply
+CHUNK_BYTES = 1 << 20
 SPARE = 500_000_000  # bytes to leave free
 TEST = "wheretheressmoke"  # heard five or ten times, all others once
 SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every listener had, in their order there, less the test story
@@ -187,219 +190,233 @@ def fetch(
     KeyError
         A subject or story that ds003020 lacks.
     ValueError
-        A story that a subject did not hear; files here that are not the release's (see `replace`).
+        A story that a subject was not presented; files here that are not the release's (see `replace`).
     OSError
         Too little disk (nothing is fetched then), or files that did not come whole. Those that did are in place, begun ones
         are kept under ``.partial``: call again to go on.
 
     Notes
     -----
-    openneuro-py does the transfer, with resume and retries. A file gets its name only after its size and MD5 were found to
-    be those of the manifest. Data: LeBel et al. 2023, https://doi.org/10.1038/s41597-023-02437-z, CC0.
+    Transfers go on where they were cut, and are tried again after stalls and server errors. A file gets its name only
+    after its size and MD5 were checked against the manifest. Data: LeBel et al. 2023,
+    https://doi.org/10.1038/s41597-023-02437-z, CC0.
     """
     root = _root(root)
-    chosen = _chosen(subjects, stories, what, manifest(root if table is None else table))
-    found = {f.path: _wrong(root / f.path, f, check) for f in chosen.itertuples()}
-    other = [
-        path for path, why in found.items() if why and why != "missing" and "instead" not in why
-    ]
-    if other and not replace:
-        told = f"{root}: {len(other)} files are not those of ds003020 {VERSION}: " + ", ".join(
-            f"{x} ({found[x]})" for x in other[:3]
-        )
-        if strict:
-            raise ValueError(f"{told}. Move them away, or fetch with replace=True")
-        warnings.warn(f"{told}; used as they are", stacklevel=2)
-        found |= dict.fromkeys(other)
-    if not any(found.values()):
-        return root
+    rows = _chosen_rows(subjects, stories, what, manifest(root if table is None else table))
+    defects = _defects(root, rows, md5=check)
+    altered = {p: d for p, d in defects.items() if d != "missing" and "instead" not in d}
+    if altered and not replace:
+        _report_altered(root, altered, strict)
+        defects = {p: d for p, d in defects.items() if p not in altered}
+    if defects:
+        source = str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET).rstrip("/")
+        with _sole_fetcher(root) as waited:
+            rows_left = rows[rows.path.isin(defects)]
+            if waited:
+                rows_left = rows[rows.path.isin(_defects(root, rows_left, md5=check))]
+            _bring(rows_left, root, source=source, n_chosen=len(rows), jobs=jobs, quiet=quiet)
+    return root
+
+
+def _defects(root, rows, *, md5) -> dict[str, str]:
+    defects = {row.path: _defect(root / row.path, row, md5=md5) for row in rows.itertuples()}
+    return {path: defect for path, defect in defects.items() if defect}
+
+
+def _report_altered(root, altered, strict):
+    first = ", ".join(f"{path} ({defect})" for path, defect in list(altered.items())[:3])
+    message = f"{root}: {len(altered)} files are not those of ds003020 {VERSION}: {first}"
+    if strict:
+        raise ValueError(f"{message}. Move them away, or fetch with replace=True")
+    warnings.warn(f"{message}; used as they are", stacklevel=3)
+
+
+@contextlib.contextmanager
+def _sole_fetcher(root):
+    """Hold the lock of a folder; yields whether another process had it."""
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
-    lock, parts = FileLock(root / ".fetch.lock"), root / ".partial"
-    source = (
-        str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET)
-        .rstrip("/")
-        .removeprefix("file://")
-    )
+    lock = FileLock(root / ".fetch.lock")
+    waited = False
     try:
-        held = lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is fetching into {root}: waiting for it", flush=True)
-        held = lock.acquire()
-        found = {
-            f.path: found[f.path] and _wrong(root / f.path, f, check) for f in chosen.itertuples()
-        }
-    with held:
-        failed = _place(
-            chosen[[found[path] is not None for path in chosen.path]], parts, root
-        )  # whole when a run was ended
-        todo = chosen[chosen.path.isin(failed)]
-        if todo.empty:
-            return root
-        here = sum((parts / p).stat().st_size for p in todo.path if (parts / p).exists())
-        need, free = max(int(todo.bytes.sum()) - here, 0), shutil.disk_usage(root).free
-        if not quiet:
-            size = _gb(todo.bytes.sum()) + (f" ({_gb(here)} of it here)" if here else "")
-            print(
-                f"ds003020: fetching {len(todo)} of {len(chosen)} files, {size}, into {root} ({_gb(free)} free)",
-                flush=True,
-            )
-        if need + SPARE > free:
-            raise OSError(
-                f"{root}: {_gb(free)} free, {_gb(need + SPARE)} needed; free some, ask for less, or give another root"
-            )
-        told = (_download if "://" in source else _copy)(source, todo, parts, jobs, quiet)
-        failed = _place(todo, parts, root)
+        lock.acquire()
+        waited = True
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def _bring(rows, root, *, source, n_chosen, jobs, quiet):
+    """Transfer files into ``.partial``, and give those that are whole their names."""
+    parts = root / ".partial"
+    todo = rows[
+        rows.path.isin(_place(rows, parts, root))
+    ]  # others came whole before a run was ended
+    if todo.empty:
+        return
+    n_here = sum((parts / p).stat().st_size for p in todo.path if (parts / p).exists())
+    free = shutil.disk_usage(root).free
+    if not quiet:
+        size = _gb(todo.bytes.sum()) + (f" ({_gb(n_here)} of it here)" if n_here else "")
+        print(
+            f"ds003020: fetching {len(todo)} of {n_chosen} files, {size}, into {root} ({_gb(free)} free)",
+            flush=True,
+        )
+    needed = max(int(todo.bytes.sum()) - n_here, 0) + SPARE
+    if needed > free:
+        raise OSError(
+            f"{root}: {_gb(free)} free, {_gb(needed)} needed; free some, ask for less, or give another root"
+        )
+    reasons = _transfer(source, todo, parts, jobs=jobs, quiet=quiet)
+    failed = _place(todo, parts, root)
     if failed:
-        reasons = {
-            p: told[p]
-            if p in told and why == "missing"
-            else "; ".join(filter(None, [told.get(p), why]))
-            for p, why in failed.items()
-        }
-        first = "; ".join(f"{path}: {why}" for path, why in list(reasons.items())[:3])
+        first = "; ".join(f"{p}: {reasons.get(p) or d}" for p, d in list(failed.items())[:3])
         raise ConnectionError(
-            f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}{' ...' if len(failed) > 3 else ''}. "
+            f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}"
+            f"{' ...' if len(failed) > 3 else ''}. "
             "The others are in place; call again to go on, or give mirror= a copy"
         )
-    return root
 
 
 def _place(rows, parts: Path, root: Path) -> dict[str, str]:
     """Give whole files their names; what is wrong with the others."""
     failed = {}
-    for f in rows.itertuples():
-        wrong = _wrong(parts / f.path, f, True)
-        if wrong is None:
-            with atomic(
-                root / f.path
-            ) as new:  # beside its place: a part of the tree may lie on another disk
-                shutil.move(parts / f.path, new)
+    for row in rows.itertuples():
+        defect = _defect(parts / row.path, row, md5=True)
+        if defect is None:  # beside its place: a part of the tree may lie on another disk
+            with atomic(root / row.path) as new:
+                shutil.move(parts / row.path, new)
             continue
-        failed[f.path] = wrong
-        if "instead" in wrong:  # nothing that could be resumed
-            (parts / f.path).unlink()
+        failed[row.path] = defect
+        if "instead" in defect:  # nothing that could be resumed
+            (parts / row.path).unlink()
     return failed
 
 
 def _gb(n) -> str:
-    return (
-        f"{n / 1e9:.2f} GB"
-        if n >= 1e8
-        else f"{n / 1e6:.1f} MB"
-        if n >= 1e5
-        else f"{n / 1e3:.1f} kB"
-    )
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n >= size / 10:
+            return f"{n / size:.{2 if unit == 'GB' else 1}f} {unit}"
+    return f"{n / 1e3:.1f} kB"
 
 
 def _root(root) -> Path:
     return Path(root or os.environ.get("BRAINLIB_LEBEL") or cache_dir("lebel2023")).expanduser()
 
 
-def _chosen(subjects, stories, what, table):
+def _chosen_rows(subjects, stories, what, table):
     """The rows of the manifest that were asked for."""
-    subjects, unknown = (
-        [subjects] if isinstance(subjects, str) else list(subjects),
-        sorted(set(what) - set(KINDS)),
-    )
-    if unknown or isinstance(what, str):
+    if isinstance(what, str) or set(what) - set(KINDS):
         raise ValueError(f"what={what!r}; expected a list of some of {KINDS}")
-    heard = {s: stories_of(s, table) for s in subjects}
+    subjects = [subjects] if isinstance(subjects, str) else list(subjects)
+    presented = {s: stories_of(s, table) for s in subjects}
     if stories is None:
         stories = sum(split_of(subjects or ["UTS01"], table=table).values(), [])
     stories = [stories] if isinstance(stories, str) else list(stories)
-    strange = sorted(set(stories) - set(table.story[table.kind == "textgrids"]))
-    if strange:
-        raise KeyError(f"ds003020 has no story {strange}")
+    unknown = sorted(set(stories) - set(table.story[table.kind == "textgrids"]))
+    if unknown:
+        raise KeyError(f"ds003020 has no story {unknown}")
     for subject in subjects if "responses" in what else ():
-        if set(stories) - set(heard[subject]):
+        lacking = sorted(set(stories) - set(presented[subject]))
+        if lacking:
             raise ValueError(
-                f"{subject} did not hear {sorted(set(stories) - set(heard[subject]))}; `stories_of` lists what they heard"
+                f"{subject} did not hear {lacking}; `stories_of` lists the stories that {subject} heard"
             )
-    return table[
-        table.kind.isin(set(what))
-        & table.subject.isin([*subjects, ""])
-        & table.story.isin([*stories, ""])
-    ]
+    chosen = table.kind.isin(set(what)) & table.subject.isin([*subjects, ""])
+    return table[chosen & table.story.isin([*stories, ""])]
 
 
-def _wrong(path: Path, row, md5: bool) -> str | None:
+def _defect(path: Path, row, *, md5: bool) -> str | None:
     """What is wrong with a file, or None; its MD5 is computed only if asked for."""
     if not path.exists():
         return "missing"
     size = path.stat().st_size
-    if size != row.bytes or md5:
-        with path.open("rb") as file:
-            head = file.read(300).lstrip().lower()
-            if size != row.bytes:
-                if head.startswith((b"<!doctype html", b"<html")):
-                    return "a web page instead (a login page, or a proxy's?)"
-                if b"annex/objects" in head:
-                    return "a git-annex pointer instead"
-                return f"{size} bytes, expected {row.bytes}"
-            file.seek(0)
-            if hashlib.file_digest(file, "md5").hexdigest() != row.md5:
-                return "its MD5 is not the manifest's"
-    return None
+    if size == row.bytes and not md5:
+        return None
+    with path.open("rb") as file:
+        if size == row.bytes:
+            right = hashlib.file_digest(file, "md5").hexdigest() == row.md5
+            return None if right else "its MD5 is not the manifest's"
+        head = file.read(300).lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "a web page instead (a login page, or a proxy's?)"
+    if b"annex/objects" in head:
+        return "a git-annex pointer instead"
+    return f"{size} bytes, expected {row.bytes}"
 
 
-def _download(base, todo, parts, jobs, quiet) -> dict[str, str]:
-    """Fetch over HTTP into `parts`; reasons of what failed."""
+def _transfer(source, todo, parts, *, jobs, quiet) -> dict[str, str]:
+    """Bring files into `parts`, several at a time; reasons of what failed."""
+    from tqdm.auto import tqdm
+
+    one = _download if source.startswith(("http://", "https://")) else _copy
+    with (
+        tqdm(total=int(todo.bytes.sum()), unit="B", unit_scale=True, disable=quiet) as bar,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        results = pool.map(lambda row: one(source, row, parts / row.path, bar), todo.itertuples())
+        return {path: reason for path, reason in zip(todo.path, results) if reason}
+
+
+def _copy(source, row, part, bar) -> str | None:
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        from openneuro import _console, _download
-        from openneuro._models import DatasetFile
-    except ImportError as error:
-        raise ImportError(
-            "openneuro-py fetches the recordings: URLLIB3_NO_OVERRIDE=1 pip install --no-binary urllib3-future 'openneuro-py>=2026.9.1,<2026.10'"
-        ) from error
-    files = [
-        DatasetFile(
-            filename=f.path,
-            urls=[f"{base}/{quote(f.path)}"],
-            size=f.bytes,
-            id=f.path,
-            checksum=f.md5,
-            checksum_algorithm="md5",
-        )
-        for f in todo.itertuples()
-    ]
-    logger = logging.getLogger("openneuro")
-    before, level = _console.console.quiet, logger.level
-    _console.console.quiet = quiet
-    logger.setLevel(logging.CRITICAL if quiet else logging.ERROR)
-    try:
-        # the step of `openneuro.download` after it has asked OpenNeuro for a list of files: ours is the manifest
-        failures = _download._run_coroutine_blocking(
-            _download._download_files(
-                target_dir=parts,
-                files=files,
-                verify_hash=True,
-                verify_size=True,
-                max_retries=RETRIES,
-                retry_backoff=BACKOFF_S,
-                max_concurrent_downloads=jobs,
-                query_str="",
-                stats=_download._DownloadStats(),
-                dataset_id="ds003020",
-                debug_hint="",
-            )
-        )
-    finally:
-        _console.console.quiet = before
-        logger.setLevel(level)
-    return {path: error.reason for path, error in failures}
+        shutil.copyfile(Path(source.removeprefix("file://")).expanduser() / row.path, part)
+    except OSError as error:
+        return str(error)
+    bar.update(row.bytes)
 
 
-def _copy(source, todo, parts, jobs, quiet) -> dict[str, str]:
-    """Copy from a folder into `parts`; reasons of what failed."""
+def _download(source, row, part, bar) -> str | None:
+    """Fetch one file over HTTP, from where it was cut, a few times; why it failed, or None."""
+    import requests
+    import urllib3
 
-    def one(path):
-        (parts / path).parent.mkdir(parents=True, exist_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    reason = None
+    for attempt in range(RETRIES + 1):
+        if attempt:
+            time.sleep(BACKOFF_S * 2 ** (attempt - 1))
         try:
-            shutil.copyfile(Path(source).expanduser() / path, parts / path)
-        except OSError as error:
-            return str(error)
+            _download_rest(f"{source}/{quote(row.path)}", part, row.bytes, bar)
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            reason = f"HTTP {status}"
+            if status < 500 and status not in (408, 416, 429):
+                return reason
+            continue
+        except (requests.ConnectTimeout, requests.ConnectionError) as error:
+            reason = f"Could not connect, or the connection was lost ({type(error).__name__})"
+            continue
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            continue
+        reason = _defect(part, row, md5=True)
+        if reason is None:
+            return None
+        if "instead" in reason:  # nothing that could be resumed
+            part.unlink()
+    return reason
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return {path: why for path, why in zip(todo.path, pool.map(one, todo.path)) if why}
+
+def _download_rest(url, part, size, bar):
+    """Append to `part` what it lacks of `size` bytes; all of it anew if it has as many, or the server ignores ranges."""
+    import requests
+
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if 0 < start < size:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        response.raise_for_status()
+        with part.open("ab" if response.status_code == 206 else "wb") as file:
+            while file.tell() < size:  # a reply may be longer: its rest is not read
+                chunk = response.raw.read1(CHUNK_BYTES)
+                if not chunk:
+                    break
+                bar.update(file.write(chunk[: size - file.tell()]))

@@ -12,50 +12,9 @@ import numpy as np
 
 from .timing import downsample
 
+FEATURES = {}  # name: function of a story
 RATE_HZ = 100  # rate of the spectral features
 N_MELS, N_POWER = 40, 64
-PHONES = [
-    "AA",
-    "AE",
-    "AH",
-    "AO",
-    "AW",
-    "AY",
-    "B",
-    "CH",
-    "D",
-    "DH",
-    "EH",
-    "ER",
-    "EY",
-    "F",
-    "G",
-    "HH",
-    "IH",
-    "IY",
-    "JH",
-    "K",
-    "L",
-    "M",
-    "N",
-    "NG",
-    "OW",
-    "OY",
-    "P",
-    "R",
-    "S",
-    "SH",
-    "T",
-    "TH",
-    "UH",
-    "UW",
-    "V",
-    "W",
-    "Y",
-    "Z",
-    "ZH",
-]
-
 # Articulatory features of the 39 ARPABET phones (International Phonetic Association 1999).
 ARTICULATION = {
     "bilabial": "B M P",
@@ -81,15 +40,24 @@ ARTICULATION = {
     "back": "AA AO OW UH UW OY",
     "rounded": "AO OW OY UH UW W",
 }
+PHONES = sorted(set(" ".join(ARTICULATION.values()).split()))
 
 
+def feature(function):
+    """Register a low-level feature under its function's name; the function takes a story and returns (values, times)."""
+    FEATURES[function.__name__] = function
+    return function
+
+
+@feature
 def mel(story):
     """Log mel energies, 40 bands from 50 to 8,000 Hz, 25 ms windows, 100 a second (dB over the story's loudest band, floor -80)."""
     power, times = _power(story, 512)
-    bands = np.maximum(power @ mel_filters(N_MELS, 512, story.rate).T, 1e-12)
+    bands = np.maximum(power @ mel_filters(N_MELS, 512, rate=story.rate).T, 1e-12)
     return _decibels(bands), times
 
 
+@feature
 def powspec(story):
     """Power spectrum: log power in 64 bands of equal width from 0 to 8,000 Hz, 100 a second (dB, floor -80)."""
     power, times = _power(story, 512)
@@ -110,14 +78,12 @@ def _decibels(x):
     return np.maximum(level, -80).astype(np.float32)
 
 
-def mel_filters(n: int, size: int, rate: int, low: float = 50.0) -> np.ndarray:
+def mel_filters(n: int, size: int, *, rate: int, low: float = 50.0) -> np.ndarray:
     """Triangular filters of shape (n, size // 2 + 1), evenly spaced in mels, 2595 log10(1 + f / 700) (O'Shaughnessy 1987)."""
-    edges = np.linspace(*(2595 * np.log10(1 + np.array([low, rate / 2]) / 700)), n + 2)
-    hertz = 700 * (10 ** (edges / 2595) - 1)
-    bins = np.fft.rfftfreq(size, 1 / rate)
-    rise = (bins - hertz[:-2, None]) / np.diff(hertz)[:-1, None]
-    fall = (hertz[2:, None] - bins) / np.diff(hertz)[1:, None]
-    return np.maximum(np.minimum(rise, fall), 0).astype(np.float32)
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(size // 2 + 1, n, low, rate / 2, rate, norm=None, mel_scale="htk")
+    return filters.T.astype(np.float32)
 
 
 def phoneme_names(story) -> list[str]:
@@ -125,6 +91,7 @@ def phoneme_names(story) -> list[str]:
     return [p.upper().rstrip("0123456789") for p in story.phonemes.text]
 
 
+@feature
 def phonemes(story):
     """One column for each of the 39 phones, a one at the middle of each phoneme; an unknown symbol is a row of zeros."""
     return np.array(
@@ -132,6 +99,7 @@ def phonemes(story):
     ).reshape(-1, len(PHONES)), middles(story.phonemes)
 
 
+@feature
 def articulation(story):
     """22 articulatory features at the middle of each phoneme (place, manner, voicing; height, backness, rounding)."""
     sets = [set(v.split()) for v in ARTICULATION.values()]
@@ -148,21 +116,25 @@ def _ngrams(story, n, n_columns):
     return out, np.array([times[i : i + n].mean() for i in range(len(out))])
 
 
+@feature
 def diphones(story):
     """Pairs of neighbouring phonemes, hashed to 256 columns, at the mean of their middles."""
     return _ngrams(story, 2, 256)
 
 
+@feature
 def triphones(story):
     """Triples of neighbouring phonemes, hashed to 512 columns, at the mean of their middles."""
     return _ngrams(story, 3, 512)
 
 
+@feature
 def wordrate(story):
     """A one at the middle of each word."""
     return np.ones((len(story.words), 1), np.float32), middles(story.words)
 
 
+@feature
 def phonemerate(story):
     """A one at the middle of each phoneme (silences and fillers are not phonemes)."""
     return np.ones((len(story.phonemes), 1), np.float32), middles(story.phonemes)
@@ -173,18 +145,12 @@ def middles(table) -> np.ndarray:
     return (table.start.to_numpy(float) + table.end.to_numpy(float)) / 2
 
 
-FEATURES = {
-    f.__name__: f
-    for f in (wordrate, phonemerate, powspec, mel, phonemes, articulation, diphones, triphones)
-}
-
-
-def feature_space(story, name: str, causal: bool = False) -> np.ndarray:
+def feature_space(story, name: str, *, causal: bool = False) -> np.ndarray:
     """A low-level feature of one story, at its TRs.
 
     Parameters
     ----------
-    story : brainlib.datasets.Story
+    story : Story
         Needs `tr_times`, and `audio` and `rate` or `words` or `phonemes`.
     name : str
         A key of `FEATURES`.
@@ -202,7 +168,7 @@ def feature_space(story, name: str, causal: bool = False) -> np.ndarray:
         If there is no such feature.
     """
     if name not in FEATURES:
-        raise KeyError(f"no feature {name!r}; found {sorted(FEATURES)}")
+        raise KeyError(f"no feature {name!r}; expected one of {sorted(FEATURES)}")
     values, times = FEATURES[name](story)
     return downsample(values.astype(np.float64), times, story.tr_times, causal=causal).astype(
         np.float32

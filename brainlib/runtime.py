@@ -36,14 +36,14 @@ def pick_device(prefer: str | None = None) -> str:
     """
     import torch
 
-    there = (
+    devices = (
         ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     )
-    if prefer not in (None, "auto") and prefer.split(":")[0] not in there:
+    if prefer not in (None, "auto") and prefer.split(":")[0] not in devices:
         raise ValueError(
-            f"device {prefer!r} is not on this machine; found {there}: choose one or leave it out"
+            f"device {prefer!r} is not on this machine; found {devices}: choose one or leave it out"
         )
-    return there[0] if prefer in (None, "auto") else prefer
+    return devices[0] if prefer in (None, "auto") else prefer
 
 
 def cache_dir(*parts: str) -> Path:
@@ -98,7 +98,7 @@ class Track:
 
 
 @contextlib.contextmanager
-def track(label: str = "step", quiet: bool = False):
+def track(label: str = "step", *, quiet: bool = False):
     """Measure a block and print one line about it; yields the `Track` that is filled in at the end."""
     note, start = Track(label), time.perf_counter()
     try:
@@ -123,14 +123,15 @@ def peak_memory_mb() -> float:
 # ------------------------------------------------------------------ notebooks
 HOSTNAME = Path("/var/colab/hostname")  # of a hosted Colab machine; its plain Docker image lacks it
 DRIVE = Path("/content/drive")
+SMALL_MODELS = ("pico", "tiny")  # in the name of a speech model that two CPU cores can tune
 CPU_SIZED = {
     "speech_model": "wavlm-pico",
     "window": 10.0,
     "hop": 8.0,
-    "layer": -100,
+    "layer": None,
     "epochs": 3,
-    "n_stories": 8,
-    "every": 4,
+    "n_tuning_stories": 8,
+    "tuning_voxel_step": 4,
 }
 
 
@@ -158,43 +159,51 @@ def set_up(parameters: dict) -> dict:
     Returns
     -------
     changed : dict
-        On a hosted machine without a GPU that is asked for another speech model than the embedded one: the parameters
-        that a CPU can do, with a note. Else empty. Models are asked for without a token unless ``$HF_TOKEN`` is set.
+        On a hosted machine without a GPU that is asked for a speech model whose name says neither "pico" nor "tiny": the
+        parameters that a CPU can do, with a note. Else empty. Models are asked for without a token unless ``$HF_TOKEN``
+        is set.
     """
+    gpu = _print_machine()
+    name = parameters.get("speech_model") or "wavlm-pico"
+    slow = not gpu and not any(word in name.lower() for word in SMALL_MODELS)
+    if slow:
+        print(f"{name} without a GPU: tuning a base-sized model (95 M parameters) takes hours")
+    if not on_colab():
+        return {}
+    if "HF_TOKEN" not in os.environ:  # looking for one in Colab's secrets can hang
+        os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    if parameters.get("drive"):
+        _mount_drive()
+    if not slow:
+        return {}
+    changed = {k: v for k, v in CPU_SIZED.items() if k in parameters and parameters[k] != v}
+    print(f"so this runs what a CPU can do: {changed} (Runtime > Change runtime type gives a GPU)")
+    return changed
+
+
+def _print_machine() -> bool:
+    """Print GPU, cores and memory; whether there is a GPU."""
     import torch
 
     gpu = torch.cuda.is_available()
     if gpu:
-        free, total = torch.cuda.mem_get_info()
-        print(
-            f"GPU: {torch.cuda.get_device_name()}, {total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free"
-        )
+        free, total = (n / 1e9 for n in torch.cuda.mem_get_info())
+        print(f"GPU: {torch.cuda.get_device_name()}, {total:.1f} GB, {free:.1f} GB of it free")
     else:
         print("no GPU")
     print(f"{os.cpu_count()} CPU cores, {_memory_gb():.1f} GB of memory")
-    large = not gpu and parameters.get("speech_model", "wavlm-pico") != "wavlm-pico"
-    if not on_colab():
-        if large:
-            print(f"{parameters['speech_model']} without a GPU: expect hours")
-        return {}
-    if (
-        "HF_TOKEN" not in os.environ
-    ):  # public models need none, and looking for one in Colab's secrets can hang
-        os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
-    if parameters.get("drive"):
-        try:
-            from google.colab import drive
+    return gpu
 
-            drive.mount(str(DRIVE))
-            os.environ["BRAINLIB_DRIVE"] = str(DRIVE / "MyDrive" / "brainlib")
-        except Exception as error:  # refused, timed out, forbidden by an administrator: nothing that should end the notebook
-            print(
-                f"no Drive ({type(error).__name__}: {error}); results stay on this machine, which forgets them"
-            )
-    if not large:
-        return {}
-    changed = {k: v for k, v in CPU_SIZED.items() if k in parameters and parameters[k] != v}
-    print(
-        f"without a GPU this would take hours, so: {changed} (Runtime > Change runtime type gives a GPU)"
-    )
-    return changed
+
+def _mount_drive():
+    """Keep results on Google Drive, or say why not; nothing about it should end a notebook."""
+    try:
+        from google.colab import drive
+
+        drive.mount(str(DRIVE))
+    except Exception as error:  # refused, timed out, forbidden by an administrator
+        print(
+            f"no Drive ({type(error).__name__}: {error}); results stay on this machine, which forgets them"
+        )
+        return
+    os.environ["BRAINLIB_DRIVE"] = str(DRIVE / "MyDrive" / "brainlib")

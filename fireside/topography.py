@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from brainlib.cortex import with_unions
 from brainlib.surface import N_VERTICES, medial_wall
 
 N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
@@ -99,8 +100,6 @@ def rois() -> dict[str, np.ndarray]:
         roi: np.isin(nearest, [i for i, n in enumerate(names) if n == roi])
         for roi in dict.fromkeys(names)
     }
-    masks["auditory"] = masks["auditory_core"] | masks["auditory_belt"]
-    late = ("temporal", "angular", "inferior_frontal", "middle_frontal")
-    masks["late_language"] = np.any([masks[m] for m in late], axis=0)
+    masks = with_unions(masks)
     left = np.arange(len(nearest)) < n_left
     return masks | {"left_hemisphere": left, "right_hemisphere": ~left}

@@ -352,3 +352,18 @@ def test_a_third_data_set_registers_itself(tmp_path, monkeypatch):
     assert (ds.name, ds.n_voxels("S1")) == ("campfire", 4)
     with pytest.raises(FileNotFoundError, match="campfire"):
         datasets.load("campfires")
+
+
+@pytest.mark.parametrize(
+    "label", ["{LS}", "{sentence_start}", "{CG}", "{IG}", "{BR}", "SP", "ns", "{ sl }"]
+)
+def test_fillers_are_dropped_whole_with_or_without_braces(tmp_path, label):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(GRID.format(end=40).replace('"sp"', f'"{label}"'))
+    tiers = files.read_textgrid(path)
+    assert tiers["words"].text.tolist() == ["hi"] and tiers["phonemes"].text.tolist() == [
+        "HH",
+        "AY1",
+    ]
+    path.write_text(GRID.format(end=40).replace('"hi"', '"spoon"'))  # begins like a filler
+    assert files.read_textgrid(path)["words"].text.tolist() == ["spoon"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fireside
-from brainlib import datasets, encoding, lowlevel
+from brainlib import cortex, datasets, encoding, lowlevel
 from fireside import simulation
 
 STORIES = sorted((simulation.ASSETS / "stories").glob("*.txt"))
@@ -91,6 +91,14 @@ def test_signal_is_a_tenth_to_a_half_of_a_hearing_and_visual_cortex_has_none(ds)
     np.testing.assert_allclose(levels.sum(axis=1)[driven], 1, atol=1e-4)
     assert (levels[~driven] == 0).all(axis=None)
     assert set(truth.level[driven]) == set(fireside.LEVELS)
+
+
+def test_late_language_is_the_same_union_of_regions_for_all_data_sets(ds):
+    rois = ds.rois("SIM01")
+    parts = [rois[name] for name in cortex.UNIONS["late_language"]]
+    assert len(parts) == 4 and (rois["late_language"] == np.any(parts, axis=0)).all()
+    assert not (rois["late_language"] & rois["superior_temporal"]).any()
+    assert rois["late_language"].sum() > 100 and rois["superior_temporal"].sum() > 50
 
 
 def test_the_estimated_ceiling_is_the_planted_one(ds):

@@ -43,6 +43,7 @@ def test_every_phone_has_an_articulation_and_every_feature_a_phone():
     listed = {p for phones in lowlevel.ARTICULATION.values() for p in phones.split()}
     assert (
         listed == set(lowlevel.PHONES)
+        and sorted(listed) == lowlevel.PHONES
         and len(lowlevel.PHONES) == 39
         and len(lowlevel.ARTICULATION) == 22
     )
@@ -97,3 +98,26 @@ def test_ngrams_count_each_window_once():
 def test_an_unknown_feature_is_refused():
     with pytest.raises(KeyError, match="no feature 'mell'"):
         lowlevel.feature_space(story(), "mell")
+
+
+def test_mel_filters_are_triangles_evenly_spaced_in_mels():
+    edges = np.linspace(*(2595 * np.log10(1 + np.array([50.0, 8000.0]) / 700)), 42)
+    hertz = 700 * (10 ** (edges / 2595) - 1)
+    bins = np.fft.rfftfreq(512, 1 / 16_000)
+    rise = (bins - hertz[:-2, None]) / np.diff(hertz)[:-1, None]
+    fall = (hertz[2:, None] - bins) / np.diff(hertz)[1:, None]
+    expected = np.maximum(np.minimum(rise, fall), 0)
+    np.testing.assert_allclose(lowlevel.mel_filters(40, 512, rate=16_000), expected, atol=1e-6)
+
+
+def test_a_feature_is_registered_by_its_decorator_alone(monkeypatch):
+    monkeypatch.setattr(lowlevel, "FEATURES", dict(lowlevel.FEATURES))
+
+    @lowlevel.feature
+    def longwords(story):
+        return (story.words.text.str.len() > 6).to_numpy(float)[:, None], lowlevel.middles(
+            story.words
+        )
+
+    x = lowlevel.feature_space(story(words=["a", "lighthouse"] * 10), "longwords")
+    assert x.shape == (10, 1) and x.max() > 0.5

@@ -1,6 +1,5 @@
 # Set-up, the same in every notebook: brainlib where it is missing, beside the torch and numpy there.
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,10 +15,8 @@ if not all(map(importlib.util.find_spec, ("brainlib", "himalaya"))):
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
         file.write("\n".join(f"{name}=={number}" for name, number in before.items()))
     pip = [sys.executable, "-m", "pip", "install", "-c", file.name]
-    pip += ["brainlib[openneuro] @ @@SOURCE@@"]
-    pip += ["--no-binary", "urllib3-future"]  # built so that it leaves urllib3 alone
-    own = {**os.environ, "URLLIB3_NO_OVERRIDE": "1"}
-    done = subprocess.run(pip, env=own, capture_output=True, text=True)
+    pip += ["brainlib @ @@SOURCE@@"]
+    done = subprocess.run(pip, capture_output=True, text=True)
     importlib.invalidate_caches()
     if done.returncode or versions() != before:
         raise RuntimeError(f"no brainlib: {done.stderr[-800:]} {before} became {versions()}")
