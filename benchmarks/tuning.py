@@ -112,7 +112,9 @@ if __name__ == "__main__":
     encoder = SpeechEncoder.from_pretrained()
     with settled() as memory:
         start = time.perf_counter()
-        BrainTuner(encoder, recipe).fit(ds, given.subject, voxels, stories=stories, quiet=True)
+        BrainTuner(encoder, recipe).fit(
+            ds, given.subject, voxels=voxels, stories=stories, quiet=True
+        )
         ours = time.perf_counter() - start
     print(
         f"ours: {ours / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(encoder)}; {spent / ours:.1f} times faster"

@@ -27,6 +27,8 @@ __all__ = [
     "recipes",
     "evaluation",
     "network",
+    "training",
+    "saving",
     "tuning",
 ]
 

@@ -1,6 +1,10 @@
-"""What a brain-tuning run computes: features at TRs with gradients, read-outs, loss."""
+"""One training step of brain-tuning: sound, convolutional features, transformer, resampling to TRs, delays, read-out, loss."""
 
 from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,183 +14,325 @@ from torch import nn
 from . import recipes
 from .encoding import RidgeEncoder
 from .recipes import Recipe
-from .speech import RATE, ConvolutionalCache, SpeechEncoder
+from .speech import RATE, Fronts, SpeechEncoder
 from .timing import fir, lanczos_matrix
-from .windows import plan_windows
+
+POOL_S = 0.1  # seconds per row where a clip gives its frames
+CLIPS_AT_ONCE_S = 33  # seconds of sound that go through the transformer together
+
+
+@dataclass(frozen=True, order=True)
+class Clip:
+    """A stretch of a story's sound, and the frames of it that become rows of the story's features.
+
+    Attributes
+    ----------
+    first_frame : int
+        Number of the first frame that it gives, counted over the whole story.
+    start, n_samples : int
+        Where it lies in the sound.
+    keep_from, keep_to : int
+        The frames that it gives, counted within the clip; the earlier ones are context.
+    frames_per_row : int
+        So many frames are averaged to one row.
+    """
+
+    first_frame: int
+    start: int
+    n_samples: int
+    keep_from: int
+    keep_to: int
+    frames_per_row: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of the story's features to which each frame that is kept belongs: (n_kept,)."""
+        n_kept = self.keep_to - self.keep_from
+        return (self.first_frame + np.arange(n_kept)) // self.frames_per_row
 
 
 class StoryFeatures:
-    """A story's features at TRs as a recipe wants them, differentiable, from convolutional features that are kept.
+    """A story's features at TRs as a recipe wants them, differentiable.
 
-    ``features(a, b)`` is a tensor (b - a, width) for TRs a to b; gradients flow through resampling to the transformer.
+    ``features(a, b)`` is a tensor (b - a, width) for TRs a to b; gradients flow through the resampling to the transformer.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+    recipe : Recipe
+    story : Story
+    cache : ConvolutionalCache
+        The convolutions are frozen, so their output is computed once.
+
+    Raises
+    ------
+    ValueError
+        If the encoder lacks the recipe's layer.
     """
 
-    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, cache: ConvolutionalCache):
-        self.encoder, self.recipe, self.cache = encoder, recipe, cache
+    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, cache: Fronts):
+        self.encoder, self.cache = encoder, cache
         self.name, self.audio = story.name, torch.from_numpy(story.audio)
-        self.layer = (
-            recipe.layer % encoder.layers
-            if -encoder.layers <= recipe.layer < encoder.layers
-            else None
-        )
-        if self.layer is None:
-            raise ValueError(
-                f"recipe {recipe.name!r} taps layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}"
-            )
-        frames = recipe.pooling == "frames"
-        plan = plan_windows(
-            encoder.family,
-            len(story.audio),
-            window=recipe.window,
-            hop=recipe.hop,
-            exact=not frames,
-            pool=0.1 if frames else None,
-        )
-        times = plan.times
-        self.clips = []  # (its first frame's number, first sample, samples, frames to keep: from, to, frames a row)
-        for w in plan.windows:
-            n = encoder.family.n_frames(w.n_samples)
-            keep = {
-                "frames": (w.first_frame, w.end_frame, plan.frames_per_row),
-                "first": (0, 1, 1),
-                "last": (n - 1, n, 1),
-                "mean": (0, n, n),
-            }[recipe.pooling]
-            self.clips.append((w.row if frames else w.row * keep[2], w.start, w.n_samples, *keep))
-        self.clips.sort()
+        self.layer = readout_layer(encoder, recipe)
+        self.clips, times = clips_of_story(encoder, recipe, len(story.audio))
         if recipe.resampling == "lanczos":
-            self.weights = lanczos_matrix(times, story.tr_times).astype(np.float32)
+            weights = lanczos_matrix(times, story.tr_times)
         else:
-            ends = story.tr_times + np.diff(story.tr_times).mean() / 2
-            nearest = np.abs(times[None] - ends[:, None]).argmin(1)
-            n = len(nearest)
-            self.weights = sparse.csr_matrix(
-                (np.ones(n, np.float32), (np.arange(n), nearest)), shape=(n, len(times))
-            )
+            weights = last_clip_matrix(times, story.tr_times)
+        self.weights = weights.astype(np.float32)  # sparse (n_trs, n_rows)
 
-    def __call__(self, a: int, b: int):
-        weights = self.weights[a:b]
+    def __call__(self, first_tr: int, end_tr: int):
+        weights = self.weights[first_tr:end_tr]
         needed = np.unique(weights.indices)
-        first, last = needed[0], needed[-1] + 1
-        wanted = [
-            c
-            for c in self.clips
-            if c[0] // c[5] < last and (c[0] + c[4] - c[3] - 1) // c[5] >= first
-        ]
-        rows = torch.zeros(last - first, self.encoder.width, device=self.encoder.device)
-        for length in sorted({c[2] for c in wanted}):
-            group = [c for c in wanted if c[2] == length]
-            size = max(33 * RATE // length, 1)  # half a minute at a time
-            for at in range(0, len(group), size):
-                part = group[at : at + size]
-                features = self.cache(
-                    self.name, self.audio, starts=[c[1] for c in part], n_samples=length
-                )
-                hidden = self.encoder.transformer_states(features, [self.layer])[self.layer]
-                for (number, _, _, begin, end, per), states in zip(part, hidden):
-                    place = (number + np.arange(end - begin)) // per - first
-                    inside = np.flatnonzero((place >= 0) & (place < len(rows)))
-                    index = torch.from_numpy(place[inside]).to(rows.device)
-                    rows = rows.index_add(0, index, states[begin:end][inside].float() / per)
-        dense = torch.from_numpy(weights[:, first:last].toarray()).to(rows.device)
-        with torch.autocast(
-            rows.device.type, enabled=False
-        ):  # times and responses stay in full precision
-            return dense @ rows
+        first_row, end_row = needed[0], needed[-1] + 1
+        pooled = self.pooled_states(first_row, end_row)  # (n_rows, width)
+        dense = torch.from_numpy(weights[:, first_row:end_row].toarray()).to(pooled.device)
+        with torch.autocast(pooled.device.type, enabled=False):  # responses stay in full precision
+            return dense @ pooled  # (n_trs, n_rows) @ (n_rows, width)
+
+    def pooled_states(self, first_row: int, end_row: int):
+        """Hidden states of the recipe's layer, pooled over time: (end_row - first_row, width)."""
+        pooled = torch.zeros(end_row - first_row, self.encoder.width, device=self.encoder.device)
+        for batch in self.batches(first_row, end_row):
+            starts = [clip.start for clip in batch]
+            convolved = self.cache(self.name, self.audio, starts, batch[0].n_samples)
+            # (n_clips, n_frames, channels) to (n_clips, n_frames, width)
+            states = self.encoder.transform(convolved, [self.layer])[self.layer]
+            for clip, clip_states in zip(batch, states):
+                rows = clip.rows - first_row
+                inside = np.flatnonzero((rows >= 0) & (rows < len(pooled)))
+                kept = clip_states[clip.keep_from : clip.keep_to][inside].float()
+                index = torch.from_numpy(rows[inside]).to(pooled.device)
+                pooled = pooled.index_add(0, index, kept / clip.frames_per_row)
+        return pooled
+
+    def batches(self, first_row: int, end_row: int):
+        """Lists of clips of one length that together give these rows, half a minute of sound each."""
+        by_length = defaultdict(list)
+        for clip in self.clips:
+            if clip.rows[0] < end_row and clip.rows[-1] >= first_row:
+                by_length[clip.n_samples].append(clip)
+        for n_samples in sorted(by_length):
+            clips, size = by_length[n_samples], max(CLIPS_AT_ONCE_S * RATE // n_samples, 1)
+            for start in range(0, len(clips), size):
+                yield clips[start : start + size]
+
+
+def clips_of_story(encoder: SpeechEncoder, recipe: Recipe, n_samples: int):
+    """The clips of a story of `n_samples`, and the times (n_rows,) of the rows that they give, in seconds."""
+    by_frames = recipe.pooling == "frames"
+    jobs, times, frames_per_row = encoder.plan(
+        n_samples, recipe.window, recipe.hop, not by_frames, POOL_S if by_frames else None
+    )
+    clips = []
+    for length, spans in jobs.items():
+        n_frames = (length - encoder.overhang) // encoder.stride
+        for start, keep_from, keep_to, row in spans:
+            if by_frames:
+                clip = Clip(row, start, length, keep_from, keep_to, frames_per_row)
+            elif recipe.pooling == "first":
+                clip = Clip(row, start, length, 0, 1, 1)
+            elif recipe.pooling == "last":
+                clip = Clip(row, start, length, n_frames - 1, n_frames, 1)
+            else:
+                clip = Clip(row * n_frames, start, length, 0, n_frames, n_frames)
+            clips.append(clip)
+    return sorted(clips), times
+
+
+def last_clip_matrix(times, tr_times) -> sparse.csr_matrix:
+    """Weights (n_trs, n_clips) that give each TR the clip that ends where the TR ends, or as near as there is one."""
+    tr_ends = tr_times + np.diff(tr_times).mean() / 2
+    nearest = np.abs(times[None] - tr_ends[:, None]).argmin(1)
+    n_trs = len(tr_times)
+    places = np.arange(n_trs), nearest
+    return sparse.csr_matrix((np.ones(n_trs), places), shape=(n_trs, len(times)))
+
+
+def readout_layer(encoder: SpeechEncoder, recipe: Recipe) -> int:
+    """The recipe's layer, counted from 0; ValueError where the encoder lacks it, or where a tuned block lies above it."""
+    if not -encoder.layers <= recipe.layer < encoder.layers:
+        raise ValueError(
+            f"recipe {recipe.name!r} asks for layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}"
+        )
+    layer = recipe.layer % encoder.layers
+    above = [block for block in recipe.tuned_layers or () if not 0 <= block < layer]
+    if above:
+        raise ValueError(
+            f"recipe {recipe.name!r} tunes blocks {above}, which cannot change layer {layer}; expected blocks "
+            f"from 0 to {layer - 1}"
+        )
+    return layer
+
+
+def tuned_parameters(encoder: SpeechEncoder, recipe: Recipe) -> set[str]:
+    """Names of the encoder's parameters that a recipe tunes; the convolutions, and positions, are always frozen."""
+    frozen = ("feature_extractor.", "conv1.", "conv2.", "embed_positions.", "masked_spec_embed")
+    names = {name for name, _ in encoder.model.named_parameters()}
+    if recipe.adapter == "none":
+        return set()
+    if recipe.adapter == "lora":  # put only into the blocks that are tuned
+        return {name for name in names if "lora_" in name}
+    names = {name for name in names if not name.startswith(frozen)}
+    if recipe.tuned_layers is None:
+        return names
+    return {name for name in names if block_number(name) in recipe.tuned_layers}
+
+
+def block_number(name: str) -> int | None:
+    """Number of the transformer block that a parameter or module belongs to, or None."""
+    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 class ReadOut(nn.Module):
-    """Delayed, z-scored features to voxels: one matrix, or two with a bottleneck; buffers hold the scaling."""
+    """Delayed, z-scored features to voxels: one matrix, or two with a bottleneck.
 
-    def __init__(self, width, n_voxels, recipe: Recipe):
+    Parameters
+    ----------
+    width : int
+        Of the features; their mean and scale are buffers, (width,).
+    n_voxels : int
+    recipe : Recipe
+    """
+
+    def __init__(self, width: int, n_voxels: int, recipe: Recipe):
         super().__init__()
-        self.delays, wide = recipe.delays, width * len(recipe.delays)
+        self.delays, n_inputs = recipe.delays, width * len(recipe.delays)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         if recipe.readout == "lowrank":
-            self.map = nn.Sequential(
-                nn.Linear(wide, recipe.bottleneck), nn.Linear(recipe.bottleneck, n_voxels)
-            )
+            down = nn.Linear(n_inputs, recipe.bottleneck)
+            up = nn.Linear(recipe.bottleneck, n_voxels)
+            self.map = nn.Sequential(down, up)
             for part in self.map:
                 nn.init.xavier_uniform_(part.weight)
         else:
-            self.map = nn.Linear(wide, n_voxels)
+            self.map = nn.Linear(n_inputs, n_voxels)
 
-    def forward(self, x, skip=0):
-        """(t, width) to (t - skip, n_voxels); the first `skip` rows are there for the delays alone."""
-        return self.map(fir((x - self.mean) / self.scale, self.delays)[skip:])
+    def forward(self, features, skip: int = 0):
+        """Features (n_trs, width) to responses (n_trs - skip, n_voxels); the first `skip` rows only feed the delays."""
+        delayed = fir((features - self.mean) / self.scale, self.delays)  # (n_trs, n_delays * width)
+        return self.map(delayed[skip:])
 
     @torch.no_grad()
-    def take(self, ridge: RidgeEncoder, weights: bool):
-        """Scaling, and with `weights` the map (its best low-rank form), from a fitted ridge."""
-        (
-            self.mean.copy_(torch.from_numpy(ridge.mean_)),
-            self.scale.copy_(torch.from_numpy(ridge.scale_)),
-        )
+    def load_ridge(self, ridge: RidgeEncoder, *, weights: bool = True):
+        """Take the scaling of the features from a fitted ridge, and its weights (or their best low-rank form)."""
+        self.mean.copy_(torch.from_numpy(ridge.mean_))
+        self.scale.copy_(torch.from_numpy(ridge.scale_))
         if not weights:
             return
-        coef, bias = (
-            torch.from_numpy(np.ascontiguousarray(ridge.coef_.T)),
-            torch.from_numpy(ridge.y_mean_),
-        )
+        coef = torch.from_numpy(np.ascontiguousarray(ridge.coef_.T))  # (n_voxels, n_delays * width)
+        bias = torch.from_numpy(ridge.y_mean_)
         if isinstance(self.map, nn.Linear):
-            self.map.weight.copy_(coef), self.map.bias.copy_(bias)
-        else:
-            rank = self.map[0].out_features
-            u, s, v = torch.svd_lowrank(coef, q=min(rank, *coef.shape), niter=4)
-            root = s.sqrt()
-            self.map[0].weight.zero_()[: len(s)] = root[:, None] * v.T
-            self.map[1].weight.zero_()[:, : len(s)] = u * root
-            self.map[0].bias.zero_(), self.map[1].bias.copy_(bias)
+            self.map.weight.copy_(coef)
+            self.map.bias.copy_(bias)
+            return
+        down, up = self.map
+        rank = min(down.out_features, *coef.shape)
+        u, s, v = torch.svd_lowrank(coef, q=rank, niter=4)
+        down.weight.zero_()[:rank] = s.sqrt()[:, None] * v.T
+        up.weight.zero_()[:, :rank] = u * s.sqrt()
+        down.bias.zero_()
+        up.bias.copy_(bias)
 
 
-class TuningNet(nn.Module):
-    """What the Trainer sees: item number in, loss out."""
+@dataclass(frozen=True)
+class Step:
+    """What one gradient step is on: TRs `first_tr` to `end_tr` of a subject's responses to a story."""
 
-    def __init__(self, encoder, recipe, stories, targets, items):
+    subject: str
+    story: str
+    first_tr: int
+    end_tr: int
+
+
+class TuningNetwork(nn.Module):
+    """Speech model, read-outs and loss: ``network(step)`` is the loss of one training step.
+
+    Parameters
+    ----------
+    encoder : SpeechEncoder
+    recipe : Recipe
+    features : dict of StoryFeatures
+        By story.
+    responses : dict of tensors of shape (n_trs, n_voxels)
+        By (subject, story).
+    train : list of str
+        Training stories.
+
+    Attributes
+    ----------
+    readouts : ModuleDict
+        One per subject.
+    fold : dict
+        Story to fold, where the recipe cross-fits; `folds` then holds a read-out per subject and fold, "UTS01 0".
+    """
+
+    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, features, responses, *, train):
         super().__init__()
-        self.backbone, self.encoder, self.recipe, self.stories, self.targets, self.items = (
-            encoder.model,
-            encoder,
-            recipe,
-            stories,
-            targets,
-            items,
-        )
-        widths = {subject: y.shape[1] for (subject, _), y in targets.items()}
-        self.readouts = nn.ModuleDict(
-            {s: ReadOut(encoder.width, n, recipe) for s, n in widths.items()}
-        )
-        k = recipe.cross_fit if recipe.readout == "ridge" else 0
-        train = list(dict.fromkeys(story for _, story, _, _ in items))
-        self.fold = {story: i % k for i, story in enumerate(train)} if k else {}
-        self.folds = nn.ModuleDict(
-            {
-                f"{s} {i}": ReadOut(encoder.width, n, recipe)
-                for s, n in widths.items()
-                for i in range(k)
-            }
-        )
-        self.loss = {
-            "spatial": recipes.spatial_loss,
-            "temporal": recipes.temporal_loss,
-            "mse": recipes.mse_loss,
-        }[recipe.loss]
+        self.backbone, self.encoder, self.recipe = encoder.model, encoder, recipe
+        self.features, self.responses, self.train_stories = features, responses, list(train)
+        self.loss = getattr(recipes, f"{recipe.loss}_loss")
+        self.tuned = tuned_parameters(encoder, recipe)
+        self.fold = {s: i % recipe.cross_fit for i, s in enumerate(train) if recipe.cross_fit}
+        widths = {subject: y.shape[1] for (subject, _), y in responses.items()}
+        self.readouts, self.folds = nn.ModuleDict(), nn.ModuleDict()
+        for subject, n_voxels in widths.items():
+            self.readouts[subject] = ReadOut(encoder.width, n_voxels, recipe)
+        for subject, n_voxels in widths.items():
+            for k in range(recipe.cross_fit):
+                self.folds[f"{subject} {k}"] = ReadOut(encoder.width, n_voxels, recipe)
+        self.unfreeze("all")
 
-    def forward(self, item):
-        subject, story, a, b = self.items[int(item)]
-        skip = min(a, max(self.recipe.delays))
-        x = self.stories[story](a - skip, b)
-        target = self.targets[subject, story][a:b].to(x)
-        readout = (
-            self.folds[f"{subject} {self.fold[story]}"] if self.fold else self.readouts[subject]
-        )
-        loss = self.loss(readout(x, skip), target)
+    def forward(self, step: Step):
+        """Loss of a step, from sound to voxels."""
+        # TRs before the step's own, which only the delays look at
+        context = min(step.first_tr, max(self.recipe.delays))
+        # convolutional features, transformer, resampling: (context + n_trs, width)
+        features = self.features[step.story](step.first_tr - context, step.end_tr)
+        # delays and read-out: (n_trs, n_voxels)
+        prediction = self.readout(step.subject, step.story)(features, skip=context)
+        responses = self.responses[step.subject, step.story][step.first_tr : step.end_tr]
+        loss = self.loss(prediction, responses.to(features))
         if self.recipe.l2:
-            loss = loss + self.recipe.l2 * sum(
-                p.square().sum() for p in self.parameters() if p.requires_grad
-            )
-        return {"loss": loss}
+            trained = [p for p in self.parameters() if p.requires_grad]
+            loss = loss + self.recipe.l2 * sum(p.square().sum() for p in trained)
+        return loss
+
+    def readout(self, subject: str, story: str) -> ReadOut:
+        """The read-out that a story is tuned against; where the recipe cross-fits, one that was fitted without it."""
+        if self.fold:
+            return self.folds[f"{subject} {self.fold[story]}"]
+        return self.readouts[subject]
+
+    def fitted_on(self, subject: str):
+        """Pairs of a read-out and the training stories that it may be fitted on."""
+        yield self.readouts[subject], self.train_stories
+        for k in sorted(set(self.fold.values())):
+            others = [story for story in self.train_stories if self.fold[story] != k]
+            yield self.folds[f"{subject} {k}"], others
+
+    def frozen_features(self) -> dict[str, np.ndarray]:
+        """Every story's features at all TRs as they are now, without gradients and dropout: {story: (n_trs, width)}."""
+        mode = self.training
+        self.eval()
+        with torch.no_grad():
+            frozen = {
+                name: story(0, story.weights.shape[0]).cpu().numpy()
+                for name, story in self.features.items()
+            }
+        self.train(mode)
+        return frozen
+
+    def tuned_state(self) -> dict:
+        """A copy of what training changes: tuned parameters and the subjects' read-outs."""
+        tuned = {f"backbone.{name}" for name in self.tuned}
+        return {
+            name: value.detach().cpu().clone()
+            for name, value in self.state_dict().items()
+            if name in tuned or name.startswith("readouts.")
+        }
 
     def train(self, mode=True):
         super().train(mode)
@@ -197,9 +343,9 @@ class TuningNet(nn.Module):
                     module.train()
         return self
 
-    def unfreeze(self, stage):
-        """Set what is trained in a stage; the convolutional front and pinned read-outs never are."""
+    def unfreeze(self, stage: str):
+        """Set what is trained in a stage ("readout" or "all"); a closed-form read-out never is."""
         for name, p in self.backbone.named_parameters():
-            p.requires_grad_(stage == "all" and name in self.trained)
+            p.requires_grad_(stage == "all" and name in self.tuned)
         for p in [*self.readouts.parameters(), *self.folds.parameters()]:
             p.requires_grad_(self.recipe.readout != "ridge")

@@ -1,67 +1,94 @@
-"""Three published recipes of brain-tuning, said in one vocabulary, and their losses."""
+"""Published recipes of brain-tuning as data, in one vocabulary, and their losses."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
 
-POOLINGS, RESAMPLINGS = ("frames", "first", "last", "mean"), ("lanczos", "clip")
-ADAPTERS, READOUTS, LOSSES = (
-    ("lora", "full", "none"),
-    ("linear", "lowrank", "ridge"),
-    ("spatial", "temporal", "mse"),
-)
+CHOICES = {
+    "pooling": ("frames", "first", "last", "mean"),
+    "resampling": ("lanczos", "clip"),
+    "adapter": ("lora", "full", "none"),
+    "readout": ("linear", "lowrank", "ridge"),
+    "loss": ("spatial", "temporal", "mse"),
+    "schedule": ("constant", "linear", "cosine"),
+}
+# Where an option acts; elsewhere it stays at its default.
+ACTS = {
+    "rank": ("adapter", ("lora",)),
+    "alpha": ("adapter", ("lora",)),
+    "dropout": ("adapter", ("lora",)),
+    "targets": ("adapter", ("lora",)),
+    "tuned_layers": ("adapter", ("lora", "full")),
+    "lr": ("adapter", ("lora", "full")),
+    "bottleneck": ("readout", ("lowrank",)),
+    "warm_start": ("readout", ("linear", "lowrank")),
+    "lr_readout": ("readout", ("linear", "lowrank")),
+    "cross_fit": ("readout", ("ridge",)),
+    "warmup": ("schedule", ("linear", "cosine")),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that defines a brain-tuning run but the data and the model; `with_` gives a changed copy.
+    """Everything that defines a brain-tuning run except the data and the model.
+
+    `with_` gives a changed copy. An option that cannot act (say, `rank` where the whole model is tuned) is refused unless
+    it has its default value.
 
     Attributes
     ----------
     name : str
     window, hop : float
-        Seconds of sound a clip holds, and between the ends of two clips.
+        Seconds of sound per clip, and between the ends of two clips.
     pooling : {"frames", "first", "last", "mean"}
         What a clip gives: the frames of its last `hop` seconds in bins of 0.1 s, or one vector: its first or last
         frame, or the mean of all.
     resampling : {"lanczos", "clip"}
         Resample the vectors to TRs, or take for each TR the clip that ends where the TR ends.
     layer : int
-        Hidden state to tap; negative counts from the last.
+        Hidden state that the read-out sees; negative counts from the last.
     delays : tuple of int
         FIR delays in TRs, given to the read-out; (0,) where the clip itself holds the history.
     adapter : {"lora", "full", "none"}
-        Low-rank adapters, or the whole transformer (the convolutional front is always frozen), or the read-out alone.
+        Low-rank adapters, or the whole transformer (the convolutions are always frozen), or the read-out alone.
     rank, alpha, dropout, targets
         Of LoRA (Hu et al. 2022): update ``alpha / rank * B A``.
+    tuned_layers : tuple of int or None
+        Transformer blocks that are tuned, counted from 0; None: all.
     readout : {"linear", "lowrank", "ridge"}
-        Features to voxels: one matrix; two with `bottleneck` between; or ridge in closed form, fitted anew at the start
-        of every epoch and never trained.
+        Features to voxels: one matrix; two with `bottleneck` between; or ridge in closed form, refitted at the start of
+        every epoch and never trained.
     warm_start : bool
         Begin a trained read-out at the ridge solution instead of at random.
     cross_fit : int
         Folds of stories for a "ridge" read-out: each story is tuned against a read-out fitted on the other folds, so that
-        the model is not taught the noise that the read-out has learnt by heart. 0: one read-out, fitted on all.
+        the model is not taught the noise to which the read-out has overfitted. 0: one read-out, fitted on all.
     ridge_scale : float
         Factor on the cross-validated penalty of a "ridge" or warm-started read-out.
     loss : {"spatial", "temporal", "mse"}
         See `spatial_loss`, `temporal_loss`, `mse_loss`.
     l2 : float
-        Weight of the sum of squares of all trained parameters.
+        Weight of the sum of squares of all trained parameters, a part of the loss.
     stages : tuple of (str, int)
         ("readout", n) trains the read-out alone for n epochs, ("all", n) everything.
     lr, lr_readout : float
-        Of the speech model and of the read-out; Adam.
-    schedule : {"constant", "linear"}
-        "linear": up over the first `warmup` share of the "all" steps, then down to zero.
+        Learning rates of the speech model and of the read-out; Adam.
+    weight_decay : float
+        Decoupled from the gradient (AdamW; Loshchilov and Hutter 2019).
+    schedule : {"constant", "linear", "cosine"}
+        "linear", "cosine": up over the first `warmup` share of the "all" steps, then down to zero on a line or on half a
+        cosine.
     clip_norm : float
         Gradients are scaled down to this norm; 0 leaves them.
     patience : int
-        Epochs without a better validation score before it stops; 0 never stops early. The best epoch is kept.
+        Epochs without a better validation score before training stops; 0 never stops early. The best epoch is kept.
     trs_per_step : int
-        TRs a gradient step. What the backward pass needs stays in memory: half a GB a clip of 10 s for a base-sized model.
+        TRs per gradient step. What the backward pass needs stays in memory: half a GB per clip of 10 s for a base-sized
+        model.
     voxels : str
         "all", a name in ``ds.rois``, or "ceiling > 0.4" (and the like).
     backbone_dropout : bool
@@ -81,6 +108,7 @@ class Recipe:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple = ("q_proj", "k_proj", "v_proj")
+    tuned_layers: tuple | None = None
     readout: str = "linear"
     bottleneck: int = 100
     warm_start: bool = False
@@ -91,6 +119,7 @@ class Recipe:
     stages: tuple = (("all", 10),)
     lr: float = 1e-4
     lr_readout: float = 1e-4
+    weight_decay: float = 0.0
     schedule: str = "constant"
     warmup: float = 0.0
     clip_norm: float = 1.0
@@ -102,40 +131,50 @@ class Recipe:
 
     def __post_init__(self):
         for field in fields(self):  # JSON has no tuples; 6 and 6.0 are one recipe
-            value = getattr(self, field.name)
-            object.__setattr__(
-                self, field.name, float(value) if field.type == "float" else _frozen(value)
-            )
-        for name, known in (
-            ("pooling", POOLINGS),
-            ("resampling", RESAMPLINGS),
-            ("adapter", ADAPTERS),
-            ("readout", READOUTS),
-            ("loss", LOSSES),
-            ("schedule", ("constant", "linear")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"recipe {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {known}"
-                )
+            value = _frozen(getattr(self, field.name))
+            object.__setattr__(self, field.name, float(value) if field.type == "float" else value)
+        problem = next(self._problems(), None)
+        if problem:
+            raise ValueError(f"recipe {self.name!r}: {problem}")
+
+    def _problems(self):
+        """What is wrong with the values, one sentence each."""
+        for option, choices in CHOICES.items():
+            if getattr(self, option) not in choices:
+                yield f"{option} is {getattr(self, option)!r}; expected one of {choices}"
         if not self.stages or any(
             what not in ("readout", "all") or n < 1 for what, n in self.stages
         ):
-            raise ValueError(
-                f"recipe {self.name!r}: stages {self.stages}; expected pairs of 'readout' or 'all' and a number of epochs"
-            )
+            yield f"stages {self.stages}; expected pairs of 'readout' or 'all' and a number of epochs"
+        if self.readout == "ridge" and any(what == "readout" for what, _ in self.stages):
+            yield f"stages {self.stages} train the read-out alone, but a 'ridge' read-out is never trained"
         if self.cross_fit == 1 or self.cross_fit < 0:
-            raise ValueError(
-                f"recipe {self.name!r}: cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds"
-            )
-        if (
-            not 0 < self.hop <= self.window
-            or self.trs_per_step < 2
-            or (self.resampling == "clip" and self.pooling == "frames")
-        ):
-            raise ValueError(
-                f"recipe {self.name!r}: expected 0 < hop <= window, trs_per_step >= 2, and one vector a clip where resampling is 'clip'"
-            )
+            yield f"cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds"
+        if not 0 < self.hop <= self.window:
+            yield f"hop {self.hop} and window {self.window}; expected 0 < hop <= window"
+        if self.trs_per_step < 2:
+            yield f"trs_per_step {self.trs_per_step}; expected at least 2"
+        if self.resampling == "clip" and self.pooling == "frames":
+            yield "resampling 'clip' needs one vector per clip; expected pooling 'first', 'last' or 'mean'"
+        for option, value in self._changed().items():
+            if not self._acts(option):
+                other, choices = ACTS[option]
+                yield (
+                    f"{option}={value!r} does nothing where {other} is {getattr(self, other)!r}: leave it out, "
+                    f"or set {other} to one of {choices}"
+                )
+
+    def _acts(self, option: str) -> bool:
+        other, choices = ACTS.get(option, ("name", (self.name,)))
+        return getattr(self, other) in choices
+
+    def _changed(self) -> dict:
+        """The options whose values are not their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.default is MISSING or getattr(self, f.name) != f.default
+        }
 
     @property
     def epochs(self) -> int:
@@ -151,7 +190,14 @@ class Recipe:
         return self.stages[-1][0]
 
     def with_(self, **changes) -> Recipe:
-        """A copy with some values changed; a misspelt name is an error."""
+        """A copy with some values changed; a misspelt name is an error.
+
+        Options that the changes put out of action (`rank` by ``adapter="full"``) go back to their defaults.
+        """
+        switches = {other for other, _ in ACTS.values()} & set(changes)
+        for option, (other, choices) in ACTS.items():
+            if other in switches and option not in changes and changes[other] not in choices:
+                changes[option] = type(self).__dataclass_fields__[option].default
         return replace(self, **changes)
 
     def to_json(self) -> str:
@@ -160,17 +206,21 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """Recipe from `to_json`; ValueError for unknown or missing names."""
-        given = json.loads(text)
-        unknown = sorted(set(given) - {f.name for f in fields(cls)})
-        if unknown or not {"name", "window", "hop"} <= set(given):
+        values = json.loads(text)
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown or not {"name", "window", "hop"} <= set(values):
             raise ValueError(
                 f"not a recipe of this version: unknown {unknown}; 'name', 'window' and 'hop' are needed"
             )
-        return cls(**given)
+        return cls(**values)
 
     def hash(self) -> str:
-        """Twelve hex digits; the name counts for nothing."""
-        return hashlib.sha256(self.with_(name="").to_json().encode()).hexdigest()[:12]
+        """Twelve hex digits of the values that differ from their defaults, so that a new option changes no old hash.
+
+        The name does not count.
+        """
+        values = {k: v for k, v in self._changed().items() if k != "name"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _frozen(value):
@@ -250,7 +300,7 @@ _REFINE = Recipe(  # Li et al. 2024; no code is public
 )
 
 # The same ideas at the size of the embedded data: cheap clips, the last layer, a read-out that begins at ridge. All values are
-# chosen here, on the validation stories of one simulated listener; the search is written down in benchmarks/README.md.
+# chosen here, on the validation stories of one simulated subject; the search is written down in benchmarks/README.md.
 _QUICK = {
     "window": 10.0,
     "hop": 8.0,
@@ -266,24 +316,51 @@ _QUICK = {
     "stages": (("all", 3),),
     "lr_readout": 1e-4,
 }
-_LORA = {"rank": 8, "alpha": 16.0, "lr": 2e-3}
-_PINNED = _BRAINWAVLM.with_(**_QUICK, **_LORA, dropout=0.0, readout="ridge", loss="mse")
+_BRAINWAVLM_QUICK = _BRAINWAVLM.with_(
+    name="brainwavlm-quick", **_QUICK, rank=8, alpha=16.0, lr=2e-3
+)
+_BRAINTUNING_QUICK = _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=2e-4)
+_REFINE_QUICK = _REFINE.with_(
+    name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=2e-4
+)
+# The closed-form read-out follows Antonello's model whisper-large-v3-braintuned; to cross-fit it is new here.
+_CLOSED_FORM_QUICK = _BRAINWAVLM_QUICK.with_(
+    name="closedform-quick", dropout=0.0, readout="ridge", loss="mse"
+)
+_CROSS_FIT_QUICK = _CLOSED_FORM_QUICK.with_(name="crossfit-quick", cross_fit=3)
 RECIPES = {
     r.name: r
     for r in (
         _BRAINWAVLM,
         _BRAINTUNING,
         _REFINE,
-        _BRAINWAVLM.with_(name="brainwavlm-quick", **_QUICK, **_LORA),
-        _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=2e-4),
-        _REFINE.with_(
-            name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=2e-4
-        ),
-        # the read-out pinned to ridge (after Antonello's model whisper-large-v3-braintuned), and pinned but cross-fitted (new here)
-        _PINNED.with_(name="pinned-quick"),
-        _PINNED.with_(name="crossfit-quick", cross_fit=3),
+        _BRAINWAVLM_QUICK,
+        _BRAINTUNING_QUICK,
+        _REFINE_QUICK,
+        _CLOSED_FORM_QUICK,
+        _CROSS_FIT_QUICK,
     )
 }
+
+
+def get_recipe(name_or_path: str | Path) -> Recipe:
+    """The recipe of that name in RECIPES, or the one in a JSON file (see `Recipe.to_json`).
+
+    Raises
+    ------
+    KeyError
+        For an unknown name; close ones are suggested.
+    FileNotFoundError
+        For a JSON file that does not exist.
+    """
+    if str(name_or_path).endswith(".json"):
+        return Recipe.from_json(Path(name_or_path).read_text())
+    if name_or_path in RECIPES:
+        return RECIPES[name_or_path]
+    close = get_close_matches(str(name_or_path), RECIPES) or sorted(RECIPES)
+    raise KeyError(
+        f"no recipe {name_or_path!r}: did you mean {' or '.join(close)}? A file of your own ends in .json"
+    )
 
 
 # ------------------------------------------------------------------ losses
@@ -308,12 +385,10 @@ def mse_loss(prediction, target):
 
 
 def _correlation(a, b, dim):
-    a_, b_ = (x - x.mean(dim, keepdim=True) for x in (a, b))
-    spread = [x.square().sum(dim) for x in (a_, b_)]
-    there = (spread[0] > 1e-12 * a.square().sum(dim)) & (
-        spread[1] > 1e-12 * b.square().sum(dim)
-    )  # else constant but for rounding
-    power = (spread[0] * spread[1]).where(
-        there, spread[0].new_ones(())
-    )  # the root of nothing has no gradient
-    return ((a_ * b_).sum(dim) / power.sqrt()).where(there, power.new_zeros(()))
+    a_centred, b_centred = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    a_power, b_power = a_centred.square().sum(dim), b_centred.square().sum(dim)
+    varies = (a_power > 1e-12 * a.square().sum(dim)) & (  # else constant but for rounding
+        b_power > 1e-12 * b.square().sum(dim)
+    )
+    power = (a_power * b_power).where(varies, a_power.new_ones(()))  # sqrt has no gradient at 0
+    return ((a_centred * b_centred).sum(dim) / power.sqrt()).where(varies, power.new_zeros(()))

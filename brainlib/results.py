@@ -1,4 +1,4 @@
-"""One small JSON a run: numbers, their spread, and where they come from."""
+"""One small JSON per run: numbers, their spread, and where they come from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import __version__
 from .runtime import atomic
 
 
-def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
+def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
     """Write a run's numbers with their provenance; the file appears whole or not at all.
 
     Parameters
@@ -26,7 +26,7 @@ def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
     numbers : dict
         Names to numbers, lists, arrays or nested dicts of them.
     dataset : Dataset, optional
-        Its name, and whether it is simulated, are kept.
+        Its name, and whether it is simulated, are written too.
     **about
         Anything that tells this run from others: subject, model, recipe, seed, seconds.
 
@@ -44,7 +44,7 @@ def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    made = {
+    provenance = {
         "brainlib": __version__,
         "code": _commit(),
         "machine": f"{platform.machine()} {platform.system()}",
@@ -56,7 +56,7 @@ def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
         "numbers": _plain(numbers),
         "dataset": _data(dataset),
         "about": _plain(about),
-        "provenance": made,
+        "provenance": provenance,
     }
     with atomic(path) as part:
         part.write_text(json.dumps(entry, indent=1, allow_nan=False))
@@ -64,7 +64,7 @@ def record(path: str | Path, numbers: dict, dataset=None, **about) -> dict:
 
 
 def load_results(folder: str | Path) -> pd.DataFrame:
-    """Every result under a folder (or one file), one row a file: flat columns such as ``numbers.r`` and ``about.subject``.
+    """Every result under a folder (or one file), one row per file: flat columns such as ``numbers.r`` and ``about.subject``.
 
     Raises
     ------
@@ -87,16 +87,16 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fits(path: str | Path, dataset=None, **about) -> bool:
-    """Whether a kept result is still of this data set and of these settings: a number whose recipe or data have changed is none."""
-    kept = load_results(path).iloc[0]
-    wanted = {f"dataset.{k}": v for k, v in _data(dataset).items()} | {
-        f"about.{k}": v for k, v in _plain(about).items()
-    }
-    return all(
-        k in kept and kept[k] == v or (v is None and pd.isna(kept.get(k)))
-        for k, v in wanted.items()
-    )
+def matches(path: str | Path, *, dataset=None, **about) -> bool:
+    """Whether a precomputed result is of this data set and of these settings; else its numbers say nothing about them."""
+    result = load_results(path).iloc[0]
+    expected = {f"dataset.{k}": v for k, v in _data(dataset).items()}
+    expected |= {f"about.{k}": v for k, v in _plain(about).items()}
+    for name, value in expected.items():
+        recorded = result.get(name)
+        if recorded != value and not (value is None and pd.isna(recorded)):
+            return False
+    return True
 
 
 def _data(dataset) -> dict:
@@ -129,14 +129,13 @@ def _plain(value):
 def _commit() -> str:
     """Commit of the code that runs, "+" if it was changed since; "unknown" outside a checkout."""
     try:
-        here = Path(__file__).parent
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=here,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"

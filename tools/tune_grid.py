@@ -1,16 +1,17 @@
-"""Train what notebook 3 compares and cannot train while you read: one small JSON a run in ``results/tuning``.
+"""Train what notebook 3 compares and cannot train while you read: one small JSON per run in ``results/tuning``.
 
     python tools/tune_grid.py [--only NAME] [--part 0/2] [--model wavlm-pico] [--subject SIM01] [--out results/tuning]
 
-A run that is there and still fits (recipe, data, model, stories) is not run again. Every run is judged like every other:
-weights frozen, features taken anew, ridge refitted on all training stories, scored on the test story (``evaluation.voxelwise_scores``).
-Adapters that later notebooks need are kept beside the numbers.
+A run that is there and still matches (recipe, data, model, stories) is not run again. Every run is evaluated alike: weights
+frozen, features taken anew, ridge refitted on all training stories, scored on the test story. Adapters that later notebooks
+need lie beside the numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,45 +19,50 @@ import pandas as pd
 
 import fireside
 from brainlib import datasets, evaluation, lowlevel, results, runtime, timing
-from brainlib.recipes import RECIPES
+from brainlib.recipes import RECIPES, Recipe
 from brainlib.speech import SpeechEncoder
 from brainlib.tuning import BrainTuner
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "tuning"
-STORIES, EVERY, BASE = (
-    8,
-    4,
-    "crossfit-quick",
-)  # training stories; one voxel in four; the recipe that most runs share
+STORIES = 8  # training stories
+VOXEL_STEP = 4  # one voxel in four
+BASE = "crossfit-quick"  # the recipe that most runs share
 
 
-def conditions():
-    """{name: (recipe, voxels, control, keep the adapter)}."""
-    base, full = (
-        RECIPES[BASE],
-        RECIPES[BASE].with_(adapter="full", lr=RECIPES["braintuning-quick"].lr),
-    )
-    found = {"pretrained": (base.with_(adapter="none"), "all", None, False)}
-    for name, voxels in (
-        ("whole cortex", "all"),
-        ("auditory only", "auditory"),
-        ("left hemisphere", "left_hemisphere"),
-        ("right hemisphere", "right_hemisphere"),
-    ):
-        found[name] = (base, voxels, None, name in ("whole cortex", "auditory only"))
+@dataclass(frozen=True)
+class Condition:
+    """A run: recipe, a rule for the voxels tuned on, a control instead of responses, whether the adapter is kept."""
+
+    recipe: Recipe
+    voxels: str = "all"
+    control: str | None = None
+    keep_adapter: bool = False
+
+
+def conditions() -> dict[str, Condition]:
+    """Every run by its name."""
+    base = RECIPES[BASE]
+    full = base.with_(adapter="full", lr=RECIPES["braintuning-quick"].lr)
+    runs = {
+        "pretrained": Condition(base.with_(adapter="none")),
+        "whole cortex": Condition(base, keep_adapter=True),
+        "auditory only": Condition(base, "auditory", keep_adapter=True),
+        "left hemisphere": Condition(base, "left_hemisphere"),
+        "right hemisphere": Condition(base, "right_hemisphere"),
+    }
     for seed in (0, 1, 2):
-        if seed:
-            found[f"LoRA, seed {seed}"] = (base.with_(seed=seed), "all", None, False)
-        found[f"full, seed {seed}"] = (full.with_(seed=seed), "all", None, False)
-    for name in ("brainwavlm-quick", "braintuning-quick", "refine-quick", "pinned-quick"):
-        found[name] = (RECIPES[name], "all", None, False)
+        if seed:  # seed 0 is "whole cortex"
+            runs[f"LoRA, seed {seed}"] = Condition(base.with_(seed=seed))
+        runs[f"full, seed {seed}"] = Condition(full.with_(seed=seed))
+    for name in ("brainwavlm-quick", "braintuning-quick", "refine-quick", "closedform-quick"):
+        runs[name] = Condition(RECIPES[name])
     for name in ("shuffled responses", "other story", "own sound", "word vectors"):
-        found[f"control: {name}"] = (base, "all", name, False)
-    return found
+        runs[f"control: {name}"] = Condition(base, control=name)
+    return runs
 
 
 def control(ds, name):
-    """Responses to tune on instead of the listener's."""
+    """Responses to tune on instead of the subject's."""
     if name == "shuffled responses":
         return evaluation.shuffled_responses(ds)
     if name == "other story":
@@ -68,14 +74,12 @@ def control(ds, name):
     )
 
 
-def chosen(ds, subject, rule, voxels):
+def voxels_to_tune(ds, subject, rule, region):
     """Every fourth voxel whose ceiling (validation stories) the recipe asks for, in a region or all."""
-    picked = evaluation.pick_voxels(ds, subject, rule=rule)[::EVERY]
-    return (
-        picked
-        if voxels == "all"
-        else np.intersect1d(picked, evaluation.pick_voxels(ds, subject, rule=voxels))
-    )
+    picked = evaluation.pick_voxels(ds, subject, rule=rule)[::VOXEL_STEP]
+    if region == "all":
+        return picked
+    return np.intersect1d(picked, evaluation.pick_voxels(ds, subject, rule=region))
 
 
 def summary(ds, subject, r, voxels):
@@ -105,7 +109,9 @@ def summary(ds, subject, r, voxels):
 
 
 def run(name, ds, subject, model, out):
-    recipe, where, which, keep_adapter = conditions()[name]
+    """Train, evaluate and record a condition, unless its result is there and matches."""
+    condition = conditions()[name]
+    recipe = condition.recipe
     path = out / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}.json"
     encoder, start = SpeechEncoder.from_pretrained(model), time.perf_counter()
     about = {
@@ -116,43 +122,51 @@ def run(name, ds, subject, model, out):
         "model": encoder.fingerprint(),
         "subject": subject,
         "stories": STORIES,
-        "tuned_voxels": where,
-        "control": which,
+        "tuned_voxels": condition.voxels,
+        "control": condition.control,
         "seed": recipe.seed,
     }
-    if path.exists() and results.fits(path, ds, **about):
-        return print("there:", name, flush=True)
+    if path.exists() and results.matches(path, dataset=ds, **about):
+        print("there:", name, flush=True)
+        return
     tuner = BrainTuner(encoder, recipe)
     if recipe.adapter != "none":
-        voxels = chosen(ds, subject, recipe.voxels, where)
-        tuner.fit(
-            ds,
-            subject,
-            voxels,
-            control(ds, which) if which else None,
-            ds.split["train"][:STORIES],
-            keep="last" if which else "best",
-            quiet=True,
-        )
-    judged = np.flatnonzero(ds.noise_ceiling(subject, split="val") > 0.2)
-    layer = recipe.layer % encoder.layers
-    options = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
-    r = evaluation.voxelwise_scores(
-        encoder, ds, subject=subject, layers=[layer], voxels=judged, **options
-    )[layer]
-    numbers = summary(ds, subject, r, judged) | {
-        "history": tuner.history,
-        "best_epoch": tuner.kept_epoch if tuner.history else 0,
-    }
-    if keep_adapter:
+        tune(tuner, ds, subject, condition)
+    numbers = scores(encoder, ds, subject, recipe)
+    numbers["history"] = tuner.history
+    numbers["best_epoch"] = tuner.kept_epoch or 0
+    if condition.keep_adapter:
         with runtime.atomic(out.parent / "adapters" / path.stem) as part:
             tuner.adapted.save_pretrained(part, save_embedding_layers=False)
             (part / "README.md").unlink()  # an empty form; results/README.md says what this is
-    results.record(path, numbers, ds, **about, seconds=round(time.perf_counter() - start))
-    print(
-        f"{name}: {numbers['all']:.4f} of the ceiling, epoch {numbers['best_epoch']}, {time.perf_counter() - start:.0f} s",
-        flush=True,
+    seconds = round(time.perf_counter() - start)
+    results.record(path, numbers, dataset=ds, **about, seconds=seconds)
+    print(f"{name}: {numbers['all']:.4f}, epoch {numbers['best_epoch']}, {seconds} s", flush=True)
+
+
+def tune(tuner, ds, subject, condition):
+    """Fit on eight stories; a control has no validation score of its own that means anything, so its last epoch counts."""
+    instead = condition.control and control(ds, condition.control)
+    tuner.fit(
+        ds,
+        subject,
+        voxels=voxels_to_tune(ds, subject, tuner.recipe.voxels, condition.voxels),
+        responses=instead,
+        stories=ds.split["train"][:STORIES],
+        keep="last" if instead else "best",
+        quiet=True,
     )
+
+
+def scores(encoder, ds, subject, recipe):
+    """Scores on the test story, over voxels with a validation ceiling above 0.2."""
+    voxels = np.flatnonzero(ds.noise_ceiling(subject, split="val") > 0.2)
+    layer = recipe.layer % encoder.layers
+    options = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
+    r = evaluation.voxelwise_scores(
+        encoder, ds, subject=subject, layers=[layer], voxels=voxels, **options
+    )[layer]
+    return summary(ds, subject, r, voxels)
 
 
 if __name__ == "__main__":
@@ -165,9 +179,9 @@ if __name__ == "__main__":
     parser.add_argument("--subject", default="SIM01")
     parser.add_argument("--model", default="wavlm-pico")
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    mine, of = map(int, given.part.split("/"))
-    data = datasets.load(given.dataset)
+    options = parser.parse_args()
+    mine, of = map(int, options.part.split("/"))
+    data = datasets.load(options.dataset)
     for number, condition in enumerate(conditions()):
-        if given.only in condition and number % of == mine:
-            run(condition, data, given.subject, given.model, given.out)
+        if options.only in condition and number % of == mine:
+            run(condition, data, options.subject, options.model, options.out)

@@ -1,0 +1,225 @@
+"""Tuned models in folders that open in stock transformers and PEFT, each with a card that says how."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Wav2Vec2FeatureExtractor
+
+from .network import ReadOut
+from .recipes import Recipe
+from .runtime import atomic
+from .speech import EMBEDDED, SpeechEncoder
+
+LICENCES = {  # of the base models, as their pages on the hub say or link
+    "wavlm-pico": "mit",
+    "microsoft/wavlm": "cc-by-sa-3.0",
+    "facebook/wav2vec2": "apache-2.0",
+    "facebook/hubert": "apache-2.0",
+    "openai/whisper": "apache-2.0",
+}
+DATA_LICENCES = {"fireside": "CC BY 4.0", "lebel2023": "CC0 (OpenNeuro ds003020)"}
+CARD = """---
+{metadata}
+---
+# {base}, brain-tuned by the recipe "{recipe}"
+
+{what} Tuned on {kind} (`{data}`; subjects: {subjects}). Mean encoding score on the validation stories: {before:.4f}
+before tuning, {after:.4f} at the epoch kept.
+
+| | | licence |
+|---|---|---|
+| base model | `{base}` | {base_licence} |
+| data | `{data}` | {data_licence} |
+
+## Open it without brainlib
+
+```python
+{code}
+```
+
+{note} Sound is mono at 16 kHz, normalised as the base model's feature extractor does. `recipe.json` holds every setting,
+`tuning.json` the learning curve, the training stories and the run's hash, `readouts.safetensors` the read-outs to voxels
+({voxels}). `brainlib.tuning.BrainTuner.load` opens all of it.
+"""
+ADAPTER_CODE = """\
+from peft import PeftModel
+from transformers import AutoModel
+
+{base}
+model = AutoModel.from_pretrained(base)  # or AutoModelForCTC, AutoModelForSpeechSeq2Seq, ...
+tuned = PeftModel.from_pretrained({encoder}, ".")  # "." is this folder; or its name on the hub
+tuned.merge_and_unload()  # in place: `model` is now the tuned model"""
+WHOLE_CODE = """\
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(".")  # or AutoModelForCTC, ...; "." is this folder; or its name on the hub"""
+WHISPER_CODE = """\
+from transformers import AutoModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+{base}
+model = AutoModel.from_pretrained(base)  # or AutoModelForSpeechSeq2Seq, ...
+tuned = WhisperEncoder.from_pretrained(".")  # "." is this folder; or its name on the hub
+model.get_encoder().load_state_dict(tuned.state_dict())"""
+
+
+@dataclass
+class TunedModel:
+    """What is saved of a run: a speech encoder, its adapters if any (a PeftModel), read-outs, recipe, facts about the run."""
+
+    encoder: SpeechEncoder
+    adapted: object
+    readouts: nn.ModuleDict
+    recipe: Recipe
+    about: dict
+
+
+def save_tuned(folder: str | Path, tuned: TunedModel):
+    """Write adapters (PEFT's format) or weights, read-outs, recipe and card into a folder, whole or not at all.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds anything but an earlier saved model, which is replaced.
+    """
+    folder = Path(folder)
+    occupied = folder.exists() and any(folder.iterdir())
+    if occupied and not (folder / "tuning.json").exists():
+        raise FileExistsError(
+            f"{folder} holds something else than a saved model: give a folder of its own"
+        )
+    with atomic(folder) as part:
+        part.mkdir()
+        if tuned.adapted is not None:
+            tuned.adapted.save_pretrained(part, save_embedding_layers=False)
+        else:
+            save_whole(part, tuned.encoder)
+        state = {k: v.detach().cpu().contiguous() for k, v in tuned.readouts.state_dict().items()}
+        save_file(state, part / "readouts.safetensors")
+        (part / "recipe.json").write_text(tuned.recipe.to_json())
+        (part / "tuning.json").write_text(json.dumps(tuned.about, indent=1))
+        (part / "README.md").write_text(card(tuned))
+
+
+def save_whole(folder: Path, encoder: SpeechEncoder):
+    """The encoder's weights, and its extractor, so that sound is normalised as it was."""
+    encoder.model.save_pretrained(folder)
+    extractor = encoder.extractor
+    if not encoder.whisper:
+        extractor = Wav2Vec2FeatureExtractor(do_normalize=bool(extractor))
+    extractor.save_pretrained(folder)
+
+
+def load_tuned(folder: str | Path, *, device: str | None = None) -> TunedModel:
+    """What `save_tuned` wrote; the base is loaded by name where the folder holds an adapter.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no saved model.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    expected = ("recipe.json", "tuning.json", "readouts.safetensors")
+    missing = [name for name in expected if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: no tuned model: {missing} not found; expected a folder written by BrainTuner.save"
+        )
+    recipe = Recipe.from_json((folder / "recipe.json").read_text())
+    about = json.loads((folder / "tuning.json").read_text())
+    lora = recipe.adapter == "lora"
+    encoder = SpeechEncoder.from_pretrained(about["base"] if lora else str(folder), device)
+    adapted = PeftModel.from_pretrained(encoder.model, folder) if lora else None
+    encoder.name = f"{about['base']}+{recipe.name}"
+    encoder.model.eval().requires_grad_(False)
+    readouts = load_readouts(folder / "readouts.safetensors", encoder.width, recipe)
+    return TunedModel(encoder, adapted, readouts, recipe, about)
+
+
+def load_readouts(path: Path, width: int, recipe: Recipe) -> nn.ModuleDict:
+    """The subjects' read-outs from a safetensors file."""
+    state = load_file(path)
+    bias = ".map.1.bias" if recipe.readout == "lowrank" else ".map.bias"
+    readouts = nn.ModuleDict()
+    for name, value in state.items():
+        if name.endswith(bias):
+            readouts[name.removesuffix(bias)] = ReadOut(width, len(value), recipe)
+    readouts.load_state_dict(state)
+    return readouts
+
+
+# ------------------------------------------------------------------ the card
+def card(tuned: TunedModel) -> str:
+    """The README of a saved model, with metadata for the hub and code that opens it in stock transformers and PEFT."""
+    about, recipe, history = tuned.about, tuned.recipe, tuned.about["history"]
+    lora = tuned.adapted is not None
+    acts = (
+        "WavLM's own attention reads past adapters, so they act only when merged." if lora else ""
+    )
+    simulated = "*simulated* participants" if about["simulated"] else "fMRI recordings"
+    return CARD.format(
+        metadata=metadata(about, lora=lora),
+        what="LoRA adapters of a speech model." if lora else "The weights of a speech model.",
+        kind=simulated,
+        base=about["base"],
+        recipe=recipe.name,
+        data=about["data"],
+        subjects=", ".join(about["subjects"]),
+        before=history[0]["validation"],
+        after=history[about["kept_epoch"]]["validation"],
+        base_licence=base_licence(about["base"]) or "see the base model's page",
+        data_licence=about["licence"] or DATA_LICENCES.get(about["data"], "not stated"),
+        code=usage(about["base"], lora=lora, whisper=tuned.encoder.whisper),
+        note=acts,
+        voxels="; ".join(f"{s}: {n_voxels(r)}" for s, r in tuned.readouts.items()),
+    )
+
+
+def metadata(about: dict, *, lora: bool) -> str:
+    """YAML for the hub; a base that is not on the hub (embedded, or a folder) is not named there."""
+    base = about["base"]
+    on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).exists()
+    tags = ["speech", "fmri", "brain-tuning", *["simulated"] * about["simulated"]]
+    data = ModelCardData(
+        language="en",
+        license=base_licence(base),
+        library_name="peft" if lora else "transformers",
+        base_model=base if on_hub else None,
+        pipeline_tag="feature-extraction",
+        tags=tags,
+    )
+    return data.to_yaml()
+
+
+def usage(base: str, *, lora: bool, whisper: bool) -> str:
+    """Code that opens a saved model in stock transformers, run from within its folder.
+
+    Of Whisper only the encoder is tuned, so the whole model comes from the base; elsewhere ``base_model`` is the part
+    that was tuned, also in a model with a head.
+    """
+    line = f"base = {base!r}"
+    if base in EMBEDDED:  # not on the hub
+        line = f'from importlib.resources import files\n\nbase = files("brainlib") / "assets" / {base!r}'
+    if lora:
+        encoder = "model.get_encoder()" if whisper else "model.base_model"
+        return ADAPTER_CODE.format(base=line, encoder=encoder)
+    return WHISPER_CODE.format(base=line) if whisper else WHOLE_CODE
+
+
+def base_licence(base: str) -> str | None:
+    """The hub's name of a base model's licence, where it is known."""
+    return next((licence for name, licence in LICENCES.items() if base.startswith(name)), None)
+
+
+def n_voxels(readout: ReadOut) -> int:
+    last = readout.map[-1] if isinstance(readout.map, nn.Sequential) else readout.map
+    return last.out_features
