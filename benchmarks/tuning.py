@@ -2,11 +2,11 @@
 
     python benchmarks/tuning.py [--stories 4] [--epochs 2]
 
-Field's way: one clip of ten seconds a TR, convolutions computed anew, stock attention, whole model, mean of the last
-hidden state, a linear read-out, MSE (the published setting of Brain-tuning). Ours: clips of ten seconds every eight, fronts
-kept, no block above the tapped layer, the recipe `crossfit-quick`. Both see every TR of the tuning stories once an
+Field's way: one clip of ten seconds per TR, convolutions computed anew, stock attention, whole model, mean of the last
+hidden state, a linear read-out, MSE (the published setting of Brain-tuning). Ours: clips of ten seconds every eight, convolutional features
+kept, no block above the layer that is read, the recipe `crossfit-quick`. Both see every TR of the tuning stories once an
 epoch; seconds and memory are of the training steps, and for ours with its ridge and validation score besides. Both are then
-judged alike: features anew, ridge refitted, mean correlation on the validation stories over the tuned voxels.
+evaluated alike: features anew, ridge refitted, mean correlation on the validation stories over the tuned voxels.
 """
 
 from __future__ import annotations
@@ -71,24 +71,24 @@ if __name__ == "__main__":
     parser.add_argument("--stories", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--subject", default="SIM01")
-    given = parser.parse_args()
+    options = parser.parse_args()
     ds, recipe = (
         datasets.load("fireside"),
-        RECIPES["crossfit-quick"].with_(stages=(("all", given.epochs),)),
+        RECIPES["crossfit-quick"].with_(stages=(("all", options.epochs),)),
     )
-    stories = ds.split["train"][: given.stories]
-    hours = sum(ds.story(s).duration for s in stories) / 3600 * given.epochs
-    voxels = evaluation.pick_voxels(ds, given.subject, rule=recipe.voxels)[::4]
+    stories = ds.split["train"][: options.stories]
+    hours = sum(ds.story(s).duration for s in stories) / 3600 * options.epochs
+    voxels = evaluation.pick_voxels(ds, options.subject, rule=recipe.voxels)[::4]
     print(
-        f"simulated listener {given.subject}, {len(stories)} stories, {given.epochs} epochs, {len(voxels)} voxels"
+        f"simulated subject {options.subject}, {len(stories)} stories, {options.epochs} epochs, {len(voxels)} voxels"
     )
 
-    def judged(encoder):
+    def score(encoder):
         last = encoder.layers - 1
         scores = evaluation.voxelwise_scores(
             encoder,
             ds,
-            subject=given.subject,
+            subject=options.subject,
             layers=[last],
             voxels=voxels,
             on="val",
@@ -98,24 +98,24 @@ if __name__ == "__main__":
         )
         return f"mean r {scores[last].mean():.4f}"
 
-    print("pretrained", judged(SpeechEncoder.from_pretrained()), flush=True)
+    print("pretrained", score(SpeechEncoder.from_pretrained()), flush=True)
     with settled() as memory:
         start = time.perf_counter()
-        trained = fields_way(ds, given.subject, stories, voxels, given.epochs)
+        trained = fields_way(ds, options.subject, stories, voxels, options.epochs)
         spent = time.perf_counter() - start
     plain = SpeechEncoder.from_pretrained()
     plain.model.load_state_dict(trained.state_dict())
     print(
-        f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(plain)}",
+        f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {score(plain)}",
         flush=True,
     )
     encoder = SpeechEncoder.from_pretrained()
     with settled() as memory:
         start = time.perf_counter()
         BrainTuner(encoder, recipe).fit(
-            ds, given.subject, voxels=voxels, stories=stories, quiet=True
+            ds, options.subject, voxels=voxels, stories=stories, quiet=True
         )
         ours = time.perf_counter() - start
     print(
-        f"ours: {ours / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {judged(encoder)}; {spent / ours:.1f} times faster"
+        f"ours: {ours / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {score(encoder)}; {spent / ours:.1f} times faster"
     )

@@ -156,17 +156,13 @@ class Recipe:
             yield f"trs_per_step {self.trs_per_step}; expected at least 2"
         if self.resampling == "clip" and self.pooling == "frames":
             yield "resampling 'clip' needs one vector per clip; expected pooling 'first', 'last' or 'mean'"
-        for option, value in self._changed().items():
-            if not self._acts(option):
-                other, choices = ACTS[option]
+        changed = self._changed()
+        for option, (other, choices) in ACTS.items():
+            if option in changed and getattr(self, other) not in choices:
                 yield (
-                    f"{option}={value!r} does nothing where {other} is {getattr(self, other)!r}: leave it out, "
-                    f"or set {other} to one of {choices}"
+                    f"{option}={changed[option]!r} does nothing where {other} is {getattr(self, other)!r}: "
+                    f"leave it out, or set {other} to one of {choices}"
                 )
-
-    def _acts(self, option: str) -> bool:
-        other, choices = ACTS.get(option, ("name", (self.name,)))
-        return getattr(self, other) in choices
 
     def _changed(self) -> dict:
         """The options whose values are not their defaults."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Wav2Vec2FeatureExtractor
@@ -17,6 +17,7 @@ from .recipes import Recipe
 from .runtime import atomic
 from .speech import EMBEDDED, SpeechEncoder
 
+FACTS = ("base", "run_hash", "history", "kept_epoch")  # of a BrainTuner, in tuning.json
 LICENCES = {  # of the base models, as their pages on the hub say or link
     "wavlm-pico": "mit",
     "microsoft/wavlm": "cc-by-sa-3.0",
@@ -44,10 +45,11 @@ before tuning, {after:.4f} at the epoch kept.
 {code}
 ```
 
-{note} Sound is mono at 16 kHz, normalised as the base model's feature extractor does. `recipe.json` holds every setting,
-`tuning.json` the learning curve, the training stories and the run's hash, `readouts.safetensors` the read-outs to voxels
-({voxels}). `brainlib.tuning.BrainTuner.load` opens all of it.
+{note}Sound is mono at 16 kHz, normalised as the base model's feature extractor does. `recipe.json` holds every setting,
+`tuning.json` the learning curve, the training stories and the run's hash, `readouts.safetensors` the read-outs to voxels.
+`brainlib.tuning.BrainTuner.load` opens all of it.
 """
+NOTE = "WavLM's own attention reads past adapters: they act only when merged, as above. "
 ADAPTER_CODE = """\
 from peft import PeftModel
 from transformers import AutoModel
@@ -70,19 +72,14 @@ tuned = WhisperEncoder.from_pretrained(".")  # "." is this folder; or its name o
 model.get_encoder().load_state_dict(tuned.state_dict())"""
 
 
-@dataclass
-class TunedModel:
-    """What is saved of a run: a speech encoder, its adapters if any (a PeftModel), read-outs, recipe, facts about the run."""
-
-    encoder: SpeechEncoder
-    adapted: object
-    readouts: nn.ModuleDict
-    recipe: Recipe
-    about: dict
-
-
-def save_tuned(folder: str | Path, tuned: TunedModel):
+def save_tuned(folder: str | Path, tuner):
     """Write adapters (PEFT's format) or weights, read-outs, recipe and card into a folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder : path
+    tuner : BrainTuner
+        After `fit`.
 
     Raises
     ------
@@ -95,17 +92,18 @@ def save_tuned(folder: str | Path, tuned: TunedModel):
         raise FileExistsError(
             f"{folder} holds something else than a saved model: give a folder of its own"
         )
+    facts = {name: getattr(tuner, name) for name in FACTS} | tuner.about
+    state = {k: v.detach().cpu().contiguous() for k, v in tuner.readouts.state_dict().items()}
     with atomic(folder) as part:
         part.mkdir()
-        if tuned.adapted is not None:
-            tuned.adapted.save_pretrained(part, save_embedding_layers=False)
+        if tuner.adapted is not None:
+            tuner.adapted.save_pretrained(part, save_embedding_layers=False)
         else:
-            save_whole(part, tuned.encoder)
-        state = {k: v.detach().cpu().contiguous() for k, v in tuned.readouts.state_dict().items()}
+            save_whole(part, tuner.encoder)
         save_file(state, part / "readouts.safetensors")
-        (part / "recipe.json").write_text(tuned.recipe.to_json())
-        (part / "tuning.json").write_text(json.dumps(tuned.about, indent=1))
-        (part / "README.md").write_text(card(tuned))
+        (part / "recipe.json").write_text(tuner.recipe.to_json())
+        (part / "tuning.json").write_text(json.dumps(facts, indent=1))
+        (part / "README.md").write_text(card(tuner))
 
 
 def save_whole(folder: Path, encoder: SpeechEncoder):
@@ -117,16 +115,14 @@ def save_whole(folder: Path, encoder: SpeechEncoder):
     extractor.save_pretrained(folder)
 
 
-def load_tuned(folder: str | Path, *, device: str | None = None) -> TunedModel:
-    """What `save_tuned` wrote; the base is loaded by name where the folder holds an adapter.
+def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
+    """What `save_tuned` wrote, as the attributes of a BrainTuner; an adapter's base is loaded by name.
 
     Raises
     ------
     FileNotFoundError
         If the folder holds no saved model.
     """
-    from peft import PeftModel
-
     folder = Path(folder)
     expected = ("recipe.json", "tuning.json", "readouts.safetensors")
     missing = [name for name in expected if not (folder / name).exists()]
@@ -136,59 +132,52 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> TunedModel:
         )
     recipe = Recipe.from_json((folder / "recipe.json").read_text())
     about = json.loads((folder / "tuning.json").read_text())
+    facts = {name: about.pop(name) for name in FACTS}
     lora = recipe.adapter == "lora"
-    encoder = SpeechEncoder.from_pretrained(about["base"] if lora else str(folder), device)
+    encoder = SpeechEncoder.from_pretrained(facts["base"] if lora else str(folder), device)
     adapted = PeftModel.from_pretrained(encoder.model, folder) if lora else None
-    encoder.name = f"{about['base']}+{recipe.name}"
+    encoder.name = f"{facts['base']}+{recipe.name}"
     encoder.model.eval().requires_grad_(False)
     readouts = load_readouts(folder / "readouts.safetensors", encoder.width, recipe)
-    return TunedModel(encoder, adapted, readouts, recipe, about)
+    made = {"encoder": encoder, "adapted": adapted, "readouts": readouts}
+    return {**facts, **made, "recipe": recipe, "about": about}
 
 
 def load_readouts(path: Path, width: int, recipe: Recipe) -> nn.ModuleDict:
     """The subjects' read-outs from a safetensors file."""
-    state = load_file(path)
+    state, readouts = load_file(path), nn.ModuleDict()
     bias = ".map.1.bias" if recipe.readout == "lowrank" else ".map.bias"
-    readouts = nn.ModuleDict()
-    for name, value in state.items():
-        if name.endswith(bias):
-            readouts[name.removesuffix(bias)] = ReadOut(width, len(value), recipe)
+    for name in [name for name in state if name.endswith(bias)]:
+        readouts[name.removesuffix(bias)] = ReadOut(width, len(state[name]), recipe)
     readouts.load_state_dict(state)
     return readouts
 
 
 # ------------------------------------------------------------------ the card
-def card(tuned: TunedModel) -> str:
+def card(tuner) -> str:
     """The README of a saved model, with metadata for the hub and code that opens it in stock transformers and PEFT."""
-    about, recipe, history = tuned.about, tuned.recipe, tuned.about["history"]
-    lora = tuned.adapted is not None
-    acts = (
-        "WavLM's own attention reads past adapters, so they act only when merged." if lora else ""
-    )
-    simulated = "*simulated* participants" if about["simulated"] else "fMRI recordings"
+    about, base, lora = tuner.about, tuner.base, tuner.adapted is not None
     return CARD.format(
-        metadata=metadata(about, lora=lora),
+        metadata=metadata(base, lora=lora, simulated=about["simulated"]),
         what="LoRA adapters of a speech model." if lora else "The weights of a speech model.",
-        kind=simulated,
-        base=about["base"],
-        recipe=recipe.name,
+        kind="*simulated* participants" if about["simulated"] else "fMRI recordings",
+        base=base,
+        recipe=tuner.recipe.name,
         data=about["data"],
         subjects=", ".join(about["subjects"]),
-        before=history[0]["validation"],
-        after=history[about["kept_epoch"]]["validation"],
-        base_licence=base_licence(about["base"]) or "see the base model's page",
+        before=tuner.history[0]["validation"],
+        after=tuner.history[tuner.kept_epoch]["validation"],
+        base_licence=base_licence(base) or "see the base model's page",
         data_licence=about["licence"] or DATA_LICENCES.get(about["data"], "not stated"),
-        code=usage(about["base"], lora=lora, whisper=tuned.encoder.whisper),
-        note=acts,
-        voxels="; ".join(f"{s}: {n_voxels(r)}" for s, r in tuned.readouts.items()),
+        code=usage(base, lora=lora, whisper=tuner.encoder.whisper),
+        note=NOTE if lora and tuner.encoder.model.config.model_type == "wavlm" else "",
     )
 
 
-def metadata(about: dict, *, lora: bool) -> str:
+def metadata(base: str, *, lora: bool, simulated: bool) -> str:
     """YAML for the hub; a base that is not on the hub (embedded, or a folder) is not named there."""
-    base = about["base"]
     on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).exists()
-    tags = ["speech", "fmri", "brain-tuning", *["simulated"] * about["simulated"]]
+    tags = ["speech", "fmri", "brain-tuning", *["simulated"] * simulated]
     data = ModelCardData(
         language="en",
         license=base_licence(base),
@@ -218,8 +207,3 @@ def usage(base: str, *, lora: bool, whisper: bool) -> str:
 def base_licence(base: str) -> str | None:
     """The hub's name of a base model's licence, where it is known."""
     return next((licence for name, licence in LICENCES.items() if base.startswith(name)), None)
-
-
-def n_voxels(readout: ReadOut) -> int:
-    last = readout.map[-1] if isinstance(readout.map, nn.Sequential) else readout.map
-    return last.out_features

@@ -13,13 +13,34 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .encoding import RidgeEncoder
+from .evaluation import fresh_ridge, shared_alpha
 from .network import Step, TuningNetwork
 from .recipes import Recipe
 from .runtime import atomic
 
 # To transformers' TrainingArguments; every other one is the recipe's, has no effect here, or breaks training.
 PASSED_ON = frozenset(
-    ["bf16", "fp16", "tf32", "full_determinism", "gradient_accumulation_steps", "report_to", "run_name", "logging_dir", "logging_strategy", "logging_steps", "logging_first_step", "project", "trackio_space_id", "log_level", "save_total_limit", "dataloader_num_workers", "ddp_backend", "ddp_timeout", "ddp_find_unused_parameters"]
+    [
+        "bf16",
+        "fp16",
+        "tf32",
+        "full_determinism",
+        "gradient_accumulation_steps",
+        "report_to",
+        "run_name",
+        "logging_dir",
+        "logging_strategy",
+        "logging_steps",
+        "logging_first_step",
+        "project",
+        "trackio_space_id",
+        "log_level",
+        "save_total_limit",
+        "dataloader_num_workers",
+        "ddp_backend",
+        "ddp_timeout",
+        "ddp_find_unused_parameters",
+    ]
 )
 IN_THE_RECIPE = {
     "learning_rate": "lr and lr_readout",
@@ -141,9 +162,10 @@ class Progress:
 
     def advice(self) -> str:
         """What to do where training diverges."""
-        if self.folder is None:
-            return "try a smaller learning rate; give a folder to keep the best epoch"
-        return f"try a smaller learning rate; the best epoch so far lies in {self.folder}"
+        kept = f"the best epoch so far lies in {self.folder}"
+        return "try a smaller learning rate; " + (
+            kept if self.folder else "give a folder to keep the best epoch"
+        )
 
 
 def last_checkpoint(folder: Path, run: dict) -> str | None:
@@ -192,22 +214,6 @@ def check_readable(checkpoint: Path):
 
 
 # ------------------------------------------------------------------ the Trainer
-def single_penalty(X, Y, *, delays) -> float:
-    """One ridge penalty for all voxels: the median of those that cross-validation chooses per voxel.
-
-    Parameters
-    ----------
-    X : list of arrays of shape (n_trs, n_features)
-    Y : list of arrays of shape (n_trs, n_voxels)
-    """
-    searched = RidgeEncoder(delays=delays).fit(X, Y)
-    predictable = searched.cv_scores_ > 0
-    if not 0 < predictable.mean() < 0.5:
-        return float(np.median(searched.best_alphas_))
-    # where most voxels cannot be predicted, their penalties say nothing
-    return float(np.median(searched.best_alphas_[predictable]))
-
-
 def one_step(batch: list[Step]) -> dict:
     """A batch is a single step, whose TRs come from one stretch of one story."""
     return {"step": batch[0]}
@@ -288,7 +294,8 @@ class TuningTrainer(Trainer):
             raise RuntimeError(
                 f"{self.recipe.name}: the features are not finite after epoch {epoch}; {self.progress.advice()}"
             )
-        score = float(np.mean([self.evaluate_subject(s, features, epoch) for s in self.subjects]))
+        subjects = self.network.readouts
+        score = float(np.mean([self.evaluate_subject(s, features, epoch) for s in subjects]))
         self.check_readouts(score, epoch)
         loss = float(np.mean(self.step_losses)) if self.step_losses else None
         self.step_losses = []
@@ -303,36 +310,35 @@ class TuningTrainer(Trainer):
             self.control.should_training_stop = True
         return metrics
 
-    @property
-    def subjects(self) -> list[str]:
-        return list(self.network.readouts)
-
     def evaluate_subject(self, subject: str, features: dict, epoch: int) -> float:
-        """Mean validation score of a subject's voxels, by ridge fitted anew on the training stories."""
-        train = self.pairs(subject, self.network.train_stories, features)
-        delays, penalties = self.recipe.delays, self.progress.penalties
-        if subject not in penalties:
-            penalties[subject] = single_penalty(*train, delays=delays)
-        ridge = RidgeEncoder([penalties[subject]], delays=delays).fit(*train)
-        if epoch == 0 or self.recipe.readout == "ridge":
+        """Mean validation score of a subject's voxels, by the ridge of `evaluation` with one penalty for all."""
+        recipe, penalties, validation = self.recipe, self.progress.penalties, self.eval_dataset
+        responses = self.responses(subject)
+        fit = {"stories": self.network.train_stories, "delays": recipe.delays}
+        if subject not in penalties:  # searched once, so that scores of epochs compare
+            penalties[subject] = shared_alpha(fresh_ridge(features, responses, **fit))
+        ridge = fresh_ridge(features, responses, **fit, alpha=penalties[subject])
+        if epoch == 0 or recipe.readout == "ridge":
             self.refit_readouts(subject, features, ridge)
-        return ridge.score(*self.pairs(subject, self.eval_dataset, features)).mean()
+        scores = ridge.score([features[s] for s in validation], [responses[s] for s in validation])
+        return scores.mean()
 
     def refit_readouts(self, subject: str, features: dict, ridge: RidgeEncoder):
         """Load ridge into a closed-form or warm-started read-out, its own into each fold; into others only its scaling."""
         recipe, n_train = self.recipe, len(self.network.train_stories)
-        penalty = recipe.ridge_scale * self.progress.penalties[subject]
+        alpha = recipe.ridge_scale * self.progress.penalties[subject]
         for readout, stories in self.network.fitted_on(subject):
             own = ridge
             if recipe.ridge_scale != 1 or len(stories) < n_train:
-                own = RidgeEncoder([penalty], delays=recipe.delays)
-                own.fit(*self.pairs(subject, stories, features))
+                responses = self.responses(subject)
+                own = fresh_ridge(
+                    features, responses, stories=stories, delays=recipe.delays, alpha=alpha
+                )
             readout.load_ridge(own, weights=recipe.readout == "ridge" or recipe.warm_start)
 
-    def pairs(self, subject: str, stories, features: dict):
-        """Lists of features (n_trs, width) and responses (n_trs, n_voxels), one array per story."""
-        responses = [self.network.responses[subject, story].numpy() for story in stories]
-        return [features[story] for story in stories], responses
+    def responses(self, subject: str) -> dict[str, np.ndarray]:
+        """A subject's responses by story, (n_trs, n_voxels) each."""
+        return {s: y.numpy() for (who, s), y in self.network.responses.items() if who == subject}
 
     def check_readouts(self, score: float, epoch: int):
         """RuntimeError if training has diverged."""

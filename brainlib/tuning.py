@@ -18,7 +18,7 @@ from .evaluation import pick_voxels
 from .network import Step, StoryFeatures, TuningNetwork, block_number
 from .recipes import RECIPES, Recipe, get_recipe
 from .runtime import cache_dir, seed_everything
-from .saving import TunedModel, load_tuned, save_tuned
+from .saving import load_tuned, save_tuned
 from .speech import Fronts, SpeechEncoder
 from .training import (
     Progress,
@@ -297,28 +297,14 @@ class BrainTuner:
         if self.run_hash is None:
             raise RuntimeError("nothing to save yet: call fit first")
         folder = cache_dir("models", self.run_hash) if folder is None else Path(folder)
-        about = {
-            **self.about,
-            "base": self.base,
-            "run_hash": self.run_hash,
-            "history": self.history,
-            "kept_epoch": self.kept_epoch,
-        }
-        save_tuned(
-            folder, TunedModel(self.encoder, self.adapted, self.readouts, self.recipe, about)
-        )
+        save_tuned(folder, self)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> BrainTuner:
         """A tuned model from `save`; its base is loaded by name where the folder holds an adapter."""
-        tuned = load_tuned(folder, device=device)
-        tuner = cls.__new__(cls)  # the adapters are in the encoder already
-        tuner.encoder, tuner.adapted = tuned.encoder, tuned.adapted
-        tuner.readouts, tuner.recipe, about = tuned.readouts, tuned.recipe, dict(tuned.about)
-        tuner.base, tuner.run_hash = about.pop("base"), about.pop("run_hash")
-        tuner.history, tuner.kept_epoch = about.pop("history"), about.pop("kept_epoch")
-        tuner.about = about
+        tuner = cls.__new__(cls)  # not by __init__: the adapters are in the encoder already
+        vars(tuner).update(load_tuned(folder, device=device))
         return tuner
 
 

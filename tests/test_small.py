@@ -84,7 +84,7 @@ def test_a_result_keeps_its_provenance_and_comes_back(tmp_path, ds):
     entry = results.record(
         tmp_path / "a.json",
         {"r": np.float32(0.5), "per_voxel": np.array([1.0, np.nan])},
-        ds,
+        dataset=ds,
         subject="SIM01",
     )
     assert entry["numbers"] == {"r": 0.5, "per_voxel": [1.0, None]}
@@ -113,14 +113,14 @@ def test_what_is_no_result_is_refused(tmp_path):
         results.load_results(tmp_path)
 
 
-def test_a_result_of_other_data_or_settings_does_not_fit(tmp_path, ds):
-    results.record(tmp_path / "r.json", {"r": 0.5}, ds, recipe="abc", control=None)
-    assert results.fits(tmp_path / "r.json", ds, recipe="abc", control=None)
-    assert not results.fits(tmp_path / "r.json", ds, recipe="abd")
-    assert not results.fits(tmp_path / "r.json", ds, recipe="abc", seed=3)
+def test_a_result_of_other_data_or_settings_does_not_match(tmp_path, ds):
+    results.record(tmp_path / "r.json", {"r": 0.5}, dataset=ds, recipe="abc", control=None)
+    assert results.matches(tmp_path / "r.json", dataset=ds, recipe="abc", control=None)
+    assert not results.matches(tmp_path / "r.json", dataset=ds, recipe="abd")
+    assert not results.matches(tmp_path / "r.json", dataset=ds, recipe="abc", seed=3)
     other = types.SimpleNamespace(
         name=ds.name,
         simulated=ds.simulated,
         description=dict(ds.description, SimulationVersion="0-old"),
     )
-    assert not results.fits(tmp_path / "r.json", other, recipe="abc")
+    assert not results.matches(tmp_path / "r.json", dataset=other, recipe="abc")

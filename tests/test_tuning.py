@@ -1,3 +1,5 @@
+"""Training by a recipe: what changes, what is evaluated, what stops and goes on."""
+
 import json
 import shutil
 from pathlib import Path
@@ -6,210 +8,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from transformers import AutoModel
+from tiny import TINY, changed, encoder, tuned, weights
+from transformers import TrainerCallback
 
-from brainlib import evaluation, recipes, results, tuning
+from brainlib import evaluation, recipes, results, training, tuning
 from brainlib.encoding import RidgeEncoder
-from brainlib.network import ReadOut, StoryFeatures
-from brainlib.recipes import RECIPES, Recipe
-from brainlib.speech import ConvolutionalCache, SpeechEncoder
+from brainlib.network import StoryFeatures
+from brainlib.recipes import RECIPES
+from brainlib.speech import Fronts as ConvolutionalCache
+from brainlib.speech import SpeechEncoder
 from brainlib.tuning import BrainTuner
-
-TINY = Recipe(
-    name="tiny",
-    window=6.0,
-    hop=4.0,
-    trs_per_step=5,
-    rank=4,
-    alpha=8.0,
-    lr=1e-2,
-    lr_readout=1e-2,
-    stages=(("all", 3),),
-)
-LOSSES = {
-    "spatial": recipes.spatial_loss,
-    "temporal": recipes.temporal_loss,
-    "mse": recipes.mse_loss,
-}
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
-
-
-def encoder(folder):
-    return SpeechEncoder.from_pretrained(folder, device="cpu")
-
-
-def tuned(path, data, recipe=TINY, subjects="UTS01", **options):
-    tuner = BrainTuner(encoder(path), recipe)
-    return tuner.fit(data, subjects, quiet=True, **options)
-
-
-def weights(tuner):
-    return {k: v.clone() for k, v in tuner.encoder.model.state_dict().items()} | {
-        f"r.{k}": v.clone() for k, v in tuner.readouts.state_dict().items()
-    }
-
-
-# ------------------------------------------------------------------ losses
-@pytest.mark.parametrize(
-    "name, wanted",
-    [
-        ("spatial", -(1.0 + (-1.0) + 0.0) / 3),
-        ("temporal", -(np.sqrt(3) / 2 + 0.0 + -np.sqrt(3) / 2) / 3),
-        ("mse", (0 + 8 + 14) / 9),
-    ],
-)
-def test_losses_by_hand(name, wanted):
-    """Rows: the same; turned round; constant. Columns of the prediction are constant, or follow half of the target's turn."""
-    target = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 3]])
-    prediction = torch.tensor([[1.0, 2, 3], [3, 2, 1], [0, 0, 0]])
-    if name == "temporal":
-        target = torch.tensor([[0.0, 5, 0], [1, 5, 1], [2, 5, 2]])
-        prediction = torch.tensor([[0.0, 1, 1], [1, 2, 1], [1, 3, 0]])
-    found = LOSSES[name](prediction, target)
-    assert float(found) == pytest.approx(wanted, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_gradients_of_losses_by_finite_differences(name):
-    torch.manual_seed(0)
-    prediction, target = (
-        torch.randn(5, 7, dtype=torch.float64, requires_grad=True),
-        torch.randn(5, 7, dtype=torch.float64),
-    )
-    assert torch.autograd.gradcheck(lambda p: LOSSES[name](p, target), prediction)
-
-
-@pytest.mark.parametrize("name", ["spatial", "temporal"])
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
-def test_constant_rows_give_nothing_and_no_nan(name, value):
-    prediction, target = torch.full((4, 6), value, requires_grad=True), torch.randn(4, 6)
-    loss = LOSSES[name](prediction, target)
-    loss.backward()
-    assert float(loss.detach()) == 0 and not prediction.grad.any()
-    assert float(LOSSES[name](target, prediction.detach())) == 0
-
-
-# ------------------------------------------------------------------ recipes
-def test_recipes_go_to_json_and_back_and_are_hashed_by_value():
-    for recipe in RECIPES.values():
-        again = Recipe.from_json(recipe.to_json())
-        assert (
-            again == recipe
-            and again.hash()
-            == recipe.hash()
-            == recipe.with_(name="x").hash()
-            != recipe.with_(lr=0.5).hash()
-        )
-    assert len({r.hash() for r in RECIPES.values()}) == len(RECIPES)
-    with pytest.raises(ValueError, match=r"unknown \['speed'\]"):
-        Recipe.from_json('{"name": "x", "window": 2, "hop": 1, "speed": 3}')
-
-
-def test_the_papers_values_stand():
-    a, b, c = (RECIPES[k] for k in ("brainwavlm", "braintuning", "refine"))
-    assert (a.layer, a.loss, a.rank, a.targets, a.bottleneck) == (
-        9,
-        "spatial",
-        4,
-        ("q_proj", "k_proj", "v_proj"),
-        100,
-    )
-    assert (b.window, b.pooling, b.adapter, b.loss, b.lr, b.lr_readout, b.warmup) == (
-        10,
-        "mean",
-        "full",
-        "mse",
-        5e-5,
-        1e-4,
-        0.1,
-    )
-    assert (
-        c.window == 9
-        and c.l2 > 0
-        and [c.stage(e) for e in (0, c.stages[0][1])] == ["readout", "all"]
-    )
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"loss": "huber"}, "loss is 'huber'"),
-        ({"stages": (("head", 2),)}, "stages"),
-        ({"hop": 9.0}, "hop <= window"),
-        ({"cross_fit": 1}, "at least 2 folds"),
-        ({"pooling": "frames", "resampling": "clip"}, "one vector"),
-    ],
-)
-def test_impossible_recipes_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        TINY.with_(**change)
-
-
-# ------------------------------------------------------------------ features with gradients
-def test_frames_at_trs_are_the_features_of_the_encoder(model_folder, data):
-    """The same numbers as `SpeechEncoder.features` and `timing.downsample`, whole or in blocks."""
-    from brainlib import timing
-
-    enc, story = encoder(model_folder), data.story("a")
-    states, times = enc.features(story.audio, [2], window=6, hop=4, pool=0.1)
-    wanted = timing.downsample(states[2], times, story.tr_times)
-    features = StoryFeatures(enc, TINY.with_(layer=2), story, ConvolutionalCache(enc))
-    with torch.no_grad():
-        np.testing.assert_allclose(features(0, 10).numpy(), wanted, atol=2e-4)
-        np.testing.assert_allclose(features(4, 7).numpy(), wanted[4:7], atol=2e-4)
-
-
-def test_a_clip_a_tr_is_the_mean_of_the_ten_seconds_before_its_end(model_folder, data):
-    enc, story = encoder(model_folder), data.story("b")
-    features = StoryFeatures(
-        enc,
-        TINY.with_(window=10.0, hop=2.0, pooling="mean", resampling="clip", layer=-1),
-        story,
-        ConvolutionalCache(enc),
-    )
-    with torch.no_grad():
-        found = features(0, 10).numpy()
-        for row in (0, 4, 9):
-            end = int((story.tr_times[row] + 1) * 16_000)
-            clip = torch.from_numpy(story.audio[end - 160_000 : end])[None]
-            np.testing.assert_allclose(
-                found[row], enc.hidden_states(clip)[-1][0].mean(0).numpy(), atol=1e-4
-            )
-
-
-def test_gradients_reach_the_model_through_lanczos_and_delays(model_folder, data):
-    enc = encoder(model_folder)
-    x = StoryFeatures(enc, TINY, data.story("a"), ConvolutionalCache(enc))(0, 10)
-    ReadOut(24, 3, TINY)(x).sum().backward()
-    assert float(enc.model.encoder.layers[0].attention.q_proj.weight.grad.abs().max()) > 0
-    assert all(p.grad is None for p in enc.model.feature_extractor.parameters())
-
-
-@pytest.mark.parametrize("kind", ["linear", "lowrank"])
-def test_a_warm_read_out_predicts_as_the_ridge_does(kind):
-    rng = np.random.default_rng(0)
-    X = [rng.standard_normal((40, 5)).astype(np.float32) for _ in range(3)]
-    Y = [x @ rng.standard_normal((5, 4)).astype(np.float32) + 1 for x in X]
-    ridge, readout = (
-        RidgeEncoder(delays=(1, 2)).fit(X, Y),
-        ReadOut(5, 4, TINY.with_(readout=kind, delays=(1, 2))),
-    )
-    readout.take(ridge, True)
-    np.testing.assert_allclose(
-        readout(torch.from_numpy(X[0])).detach().numpy(), ridge.predict(X[0]), atol=1e-4
-    )
-    np.testing.assert_allclose(
-        readout(torch.from_numpy(X[0]), skip=7).detach().numpy(), ridge.predict(X[0])[7:], atol=1e-4
-    )
-
-
-# ------------------------------------------------------------------ training
-def changed(before, after):
-    return {k for k in after if not torch.equal(before[k], after[k])}
 
 
 def test_lora_changes_adapters_alone_and_the_loss_falls(model_folder, data):
@@ -222,7 +35,7 @@ def test_lora_changes_adapters_alone_and_the_loss_falls(model_folder, data):
     assert losses[-1] < losses[0] and [h["epoch"] for h in tuner.history] == [0, 1, 2, 3]
 
 
-def test_full_tuning_leaves_the_front_alone(model_folder, data):
+def test_full_tuning_leaves_the_convolutions_alone(model_folder, data):
     tuner = BrainTuner(encoder(model_folder), TINY.with_(adapter="full", lr=1e-3))
     before = {k: v.clone() for k, v in tuner.encoder.model.state_dict().items()}
     tuner.fit(data, "UTS01", quiet=True, keep="last")
@@ -252,7 +65,7 @@ def test_a_stage_trains_what_it_says(model_folder, data):
     assert changed(before, tuner.encoder.model.state_dict())
 
 
-def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data, tmp_path):
+def test_a_closed_form_read_out_is_refitted_and_never_trained(model_folder, data, tmp_path):
     tuner = tuned(
         model_folder,
         data,
@@ -264,9 +77,9 @@ def test_a_pinned_read_out_is_refitted_and_never_trained(model_folder, data, tmp
     names = data.split["train"]
     with torch.no_grad():
         x = [
-            StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), ConvolutionalCache(tuner.encoder))(
-                0, 10
-            ).numpy()
+            StoryFeatures(
+                tuner.encoder, tuner.recipe, data.story(s), ConvolutionalCache(tuner.encoder)
+            )(0, 10).numpy()
             for s in names
         ]
     wanted = RidgeEncoder([2 * alpha]).fit(x, [data.responses("UTS01", s) for s in names]).coef_
@@ -280,12 +93,12 @@ def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(
 ):
     nets = []
 
-    class Watched(tuning.TuningNet):
-        def __init__(self, *args):
-            super().__init__(*args)
+    class Watched(tuning.TuningNetwork):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
             nets.append(self)
 
-    monkeypatch.setattr(tuning, "TuningNet", Watched)
+    monkeypatch.setattr(tuning, "TuningNetwork", Watched)
     recipe = TINY.with_(
         readout="ridge", cross_fit=3, ridge_scale=2.0, lr=1e-12, stages=(("all", 1),)
     )
@@ -295,9 +108,9 @@ def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(
     for k, names in enumerate((("b", "c"), ("a", "c"), ("a", "b"))):
         with torch.no_grad():
             x = [
-                StoryFeatures(tuner.encoder, recipe, data.story(s), ConvolutionalCache(tuner.encoder))(
-                    0, 10
-                ).numpy()
+                StoryFeatures(
+                    tuner.encoder, recipe, data.story(s), ConvolutionalCache(tuner.encoder)
+                )(0, 10).numpy()
                 for s in names
             ]
         wanted = RidgeEncoder([2 * alpha]).fit(x, [data.responses("UTS01", s) for s in names]).coef_
@@ -320,7 +133,9 @@ def test_the_best_epoch_on_validation_is_kept_and_patience_stops(model_folder, d
         tuner.best_epoch + 3, 9
     )
     features = {
-        s: StoryFeatures(tuner.encoder, tuner.recipe, data.story(s), ConvolutionalCache(tuner.encoder))
+        s: StoryFeatures(
+            tuner.encoder, tuner.recipe, data.story(s), ConvolutionalCache(tuner.encoder)
+        )
         for s in data.stories
     }
     kept = json.loads((tmp_path / "run/history.json").read_text())["alphas"]["UTS01"]
@@ -413,18 +228,6 @@ def test_half_precision_trains_and_goes_on(model_folder, data, tmp_path):
     assert not changed(weights(whole), weights(again))
 
 
-def test_saving_never_eats_another_folder(model_folder, data, tmp_path):
-    tuner = tuned(
-        model_folder, data, TINY.with_(stages=(("all", 1),)), folder=tmp_path / "run", keep="last"
-    )
-    with pytest.raises(FileExistsError, match="something else"):
-        tuner.save(tmp_path / "run")
-    assert (tmp_path / "run/history.json").exists()
-    for _ in range(2):  # its own folder it may replace
-        tuner.save(tmp_path / "out")
-    assert json.loads((tmp_path / "out/tuning.json").read_text())["kept_epoch"] == 1
-
-
 def test_two_subjects_have_a_read_out_each(model_folder, data):
     tuner = tuned(
         model_folder,
@@ -452,7 +255,7 @@ def test_two_subjects_have_a_read_out_each(model_folder, data):
     )
 
 
-def test_a_run_that_diverges_stops_with_a_word(model_folder, data, tmp_path):
+def test_a_run_that_diverges_stops_and_says_what_to_do(model_folder, data, tmp_path):
     with pytest.raises(RuntimeError, match="smaller learning rate; the best epoch so far lies in"):
         tuned(
             model_folder,
@@ -463,66 +266,108 @@ def test_a_run_that_diverges_stops_with_a_word(model_folder, data, tmp_path):
     assert (tmp_path / "run/best.safetensors").exists()
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_a_tuned_model_is_saved_and_loaded(model_folder, data, tmp_path, adapter):
-    tuner = tuned(model_folder, data, TINY.with_(adapter=adapter), keep="last")
-    tuner.save(tmp_path / "out")
-    again = BrainTuner.load(tmp_path / "out", device="cpu")
-    clips = torch.from_numpy(data.story("a").audio[:32_000])[None]
-    with torch.no_grad():
-        a, b = (t.encoder.hidden_states(clips)[-1] for t in (tuner, again))
-        plain = encoder(model_folder).hidden_states(clips)[-1]
-    torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
-    assert float((a - plain).abs().max()) > 1e-3
-    assert again.recipe == tuner.recipe and again.history == tuner.history
-    assert not changed(dict(tuner.readouts.state_dict()), dict(again.readouts.state_dict()))
-    card = (tmp_path / "out/README.md").read_text()
-    assert "recordings" in card and "UTS01" in card
-    if adapter == "lora":  # opens without brainlib
-        from peft import PeftModel
-
-        merged = (
-            PeftModel.from_pretrained(AutoModel.from_pretrained(model_folder), tmp_path / "out")
-            .merge_and_unload()
-            .eval()
-        )
-        torch.testing.assert_close(merged(clips).last_hidden_state, a, atol=1e-4, rtol=1e-3)
-    (tmp_path / "out/readouts.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="readouts.safetensors"):
-        BrainTuner.load(tmp_path / "out")
-
-
 def test_a_layer_that_is_not_there_is_told(model_folder, data):
-    with pytest.raises(ValueError, match="taps layer 9; .* has 0 to 2"):
+    with pytest.raises(ValueError, match="asks for layer 9; .* has 0 to 2"):
         tuned(model_folder, data, TINY.with_(layer=9))
 
 
+# ------------------------------------------------------------------ what fit passes on
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ({"weight_decay": 0.1}, "change weight_decay by recipe.with_"),
+        ({"num_train_epochs": 2}, "change stages by"),
+        ({"learning_rate": 0.1}, "change lr and lr_readout by"),
+        ({"lr_scheduler_type": "cosine"}, "change schedule by"),
+        ({"seed": 1}, "change seed by"),
+        ({"per_device_train_batch_size": 4}, "change trs_per_step by"),
+        ({"optim": "sgd"}, "would be ignored or break training"),
+        ({"gradient_checkpointing": True}, "would be ignored or break training"),
+        ({"load_best_model_at_end": True}, "would be ignored or break training"),
+    ],
+)
+def test_arguments_that_a_recipe_holds_or_that_would_not_act_are_refused(
+    model_folder, data, argument, message
+):
+    with pytest.raises(ValueError, match=message):
+        tuned(model_folder, data, **argument)
+
+
+def test_scores_and_loss_of_every_epoch_reach_the_trainers_log_and_the_callbacks(
+    model_folder, data
+):
+    class Listener(TrainerCallback):
+        def __init__(self):
+            self.scores, self.losses = [], []
+
+        def on_evaluate(self, args, state, control, metrics, **_):
+            self.scores.append(metrics["eval_score"])
+
+        def on_log(self, args, state, control, logs, **_):
+            self.losses += [logs["loss"]] if "loss" in logs else []
+
+    listener = Listener()
+    tuner = tuned(model_folder, data, callbacks=[listener])
+    assert listener.scores == [h["validation"] for h in tuner.history]
+    assert listener.losses == [h["loss"] for h in tuner.history[1:]]
+
+
+def test_a_recipe_that_trains_nothing_is_refused(model_folder, data):
+    with pytest.raises(ValueError, match="trains nothing"):
+        tuned(model_folder, data, TINY.with_(adapter="none", readout="ridge"))
+
+
+def test_weight_decay_shrinks_the_read_out(model_folder, data):
+    recipe = TINY.with_(adapter="none", lr_readout=0.1)
+    plain, decayed = (
+        tuned(model_folder, data, r).readouts["UTS01"].map.weight.norm()
+        for r in (recipe, recipe.with_(weight_decay=5.0))
+    )
+    assert float(decayed) < 0.5 * float(plain)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_rises_to_one_and_falls_to_nothing(schedule):
+    recipe = TINY.with_(schedule=schedule, warmup=0.2)
+    factors = [training.schedule_factor(recipe, step, 20) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[20] == pytest.approx(0)
+    middle = {"linear": 0.5, "cosine": (1 + np.cos(np.pi / 2)) / 2}[schedule]
+    quarter = {"linear": 0.75, "cosine": (1 + np.cos(np.pi / 4)) / 2}[schedule]
+    assert factors[12] == pytest.approx(middle) and factors[8] == pytest.approx(quarter)
+
+
 # ------------------------------------------------------------------ precomputed runs
-def test_kept_runs_are_of_this_code_and_model(ds):
+def test_precomputed_runs_are_of_this_code_and_model(ds):
     """What notebook 3 shows from results/ was made with these recipes, this model and this simulation, and is complete."""
     import tune_grid
 
-    kept = results.load_results(ROOT / "results" / "tuning").set_index("about.condition")
+    recorded = results.load_results(ROOT / "results" / "tuning").set_index("about.condition")
     wanted = tune_grid.conditions()
-    assert set(wanted) == set(kept.index)
+    assert set(wanted) == set(recorded.index)
     pico = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu").fingerprint()
-    for name, (recipe, where, which, keep_adapter) in wanted.items():
+    for name, condition in wanted.items():
+        recipe = condition.recipe
         about = {
             "recipe_hash": recipe.hash(),
             "recipe_base_hash": RECIPES[recipe.name].hash(),
-            "tuned_voxels": where,
-            "control": which,
+            "tuned_voxels": condition.voxels,
+            "control": condition.control,
         }
-        assert results.fits(
-            kept.file[name], ds, model=pico, seed=recipe.seed, stories=tune_grid.STORIES, **about
+        assert results.matches(
+            recorded.file[name],
+            dataset=ds,
+            model=pico,
+            seed=recipe.seed,
+            stories=tune_grid.STORIES,
+            **about,
         ), name
-        if keep_adapter:
-            folder = ROOT / "results" / "adapters" / Path(kept.file[name]).stem
+        if condition.keep_adapter:
+            folder = ROOT / "results" / "adapters" / Path(recorded.file[name]).stem
             assert (folder / "adapter_model.safetensors").stat().st_size < 500_000
     seeds = {
-        k: json.loads(recipe.to_json()) | {"seed": 0, "name": ""}
-        for k, (recipe, *_) in wanted.items()
+        k: json.loads(c.recipe.to_json()) | {"seed": 0, "name": ""}
+        for k, c in wanted.items()
         if k.startswith("control")
     }
-    base = json.loads(wanted["whole cortex"][0].to_json()) | {"name": ""}
+    base = json.loads(wanted["whole cortex"].recipe.to_json()) | {"name": ""}
     assert all(v == base for v in seeds.values())  # a control differs in the responses alone

@@ -83,7 +83,7 @@ def voxels_to_tune(ds, subject, rule, region):
 
 
 def summary(ds, subject, r, voxels):
-    """Mean share of the ceiling by region and by what was planted, over judged voxels with a ceiling above 0.2."""
+    """Mean noise-ceiling-normalised correlation by region and by what was simulated, over voxels with a ceiling above 0.2."""
     ceiling = ds.noise_ceiling(subject)[voxels]
     usable, share = ceiling > 0.2, r / np.maximum(ceiling, 0.2)
     regions = {
