@@ -14,8 +14,9 @@ from torch import nn
 from . import recipes
 from .encoding import RidgeEncoder
 from .recipes import Recipe
-from .speech import RATE, Fronts, SpeechEncoder
+from .speech import RATE, ConvolutionalCache, SpeechEncoder
 from .timing import fir, lanczos_matrix
+from .windows import plan_windows
 
 POOL_S = 0.1  # seconds per row where a clip gives its frames
 CLIPS_AT_ONCE_S = 33  # seconds of sound that go through the transformer together
@@ -70,7 +71,7 @@ class StoryFeatures:
         If the encoder lacks the recipe's layer.
     """
 
-    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, cache: Fronts):
+    def __init__(self, encoder: SpeechEncoder, recipe: Recipe, story, cache: ConvolutionalCache):
         self.encoder, self.cache = encoder, cache
         self.name, self.audio = story.name, torch.from_numpy(story.audio)
         self.layer = readout_layer(encoder, recipe)
@@ -94,10 +95,10 @@ class StoryFeatures:
         """Hidden states of the recipe's layer, pooled over time: (end_row - first_row, width)."""
         pooled = torch.zeros(end_row - first_row, self.encoder.width, device=self.encoder.device)
         for batch in self.batches(first_row, end_row):
-            starts = [clip.start for clip in batch]
-            convolved = self.cache(self.name, self.audio, starts, batch[0].n_samples)
+            starts, n_samples = [clip.start for clip in batch], batch[0].n_samples
+            convolved = self.cache(self.name, self.audio, starts=starts, n_samples=n_samples)
             # (n_clips, n_frames, channels) to (n_clips, n_frames, width)
-            states = self.encoder.transform(convolved, [self.layer])[self.layer]
+            states = self.encoder.transformer_states(convolved, [self.layer])[self.layer]
             for clip, clip_states in zip(batch, states):
                 rows = clip.rows - first_row
                 inside = np.flatnonzero((rows >= 0) & (rows < len(pooled)))
@@ -121,23 +122,28 @@ class StoryFeatures:
 def clips_of_story(encoder: SpeechEncoder, recipe: Recipe, n_samples: int):
     """The clips of a story of `n_samples`, and the times (n_rows,) of the rows that they give, in seconds."""
     by_frames = recipe.pooling == "frames"
-    jobs, times, frames_per_row = encoder.plan(
-        n_samples, recipe.window, recipe.hop, not by_frames, POOL_S if by_frames else None
+    plan = plan_windows(
+        encoder.family,
+        n_samples,
+        window=recipe.window,
+        hop=recipe.hop,
+        exact=not by_frames,
+        pool=POOL_S if by_frames else None,
     )
     clips = []
-    for length, spans in jobs.items():
-        n_frames = (length - encoder.overhang) // encoder.stride
-        for start, keep_from, keep_to, row in spans:
-            if by_frames:
-                clip = Clip(row, start, length, keep_from, keep_to, frames_per_row)
-            elif recipe.pooling == "first":
-                clip = Clip(row, start, length, 0, 1, 1)
-            elif recipe.pooling == "last":
-                clip = Clip(row, start, length, n_frames - 1, n_frames, 1)
-            else:
-                clip = Clip(row * n_frames, start, length, 0, n_frames, n_frames)
-            clips.append(clip)
-    return sorted(clips), times
+    for window in plan.windows:
+        row, n_frames = window.row, encoder.family.n_frames(window.n_samples)
+        frames = {  # number of the first frame, kept from, kept to, frames per row
+            "frames": (row, window.first_frame, window.end_frame, plan.frames_per_row),
+            "first": (row, 0, 1, 1),
+            "last": (row, n_frames - 1, n_frames, 1),
+            "mean": (row * n_frames, 0, n_frames, n_frames),
+        }
+        first_frame, keep_from, keep_to, frames_per_row = frames[recipe.pooling]
+        clips.append(
+            Clip(first_frame, window.start, window.n_samples, keep_from, keep_to, frames_per_row)
+        )
+    return sorted(clips), plan.times
 
 
 def last_clip_matrix(times, tr_times) -> sparse.csr_matrix:
@@ -167,13 +173,12 @@ def readout_layer(encoder: SpeechEncoder, recipe: Recipe) -> int:
 
 def tuned_parameters(encoder: SpeechEncoder, recipe: Recipe) -> set[str]:
     """Names of the encoder's parameters that a recipe tunes; the convolutions, and positions, are always frozen."""
-    frozen = ("feature_extractor.", "conv1.", "conv2.", "embed_positions.", "masked_spec_embed")
     names = {name for name, _ in encoder.model.named_parameters()}
     if recipe.adapter == "none":
         return set()
     if recipe.adapter == "lora":  # put only into the blocks that are tuned
         return {name for name in names if "lora_" in name}
-    names = {name for name in names if not name.startswith(frozen)}
+    names = {name for name in names if not name.startswith(encoder.family.frozen)}
     if recipe.tuned_layers is None:
         return names
     return {name for name in names if block_number(name) in recipe.tuned_layers}

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCardData
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Wav2Vec2FeatureExtractor
 
 from .network import ReadOut
 from .recipes import Recipe
@@ -99,20 +98,12 @@ def save_tuned(folder: str | Path, tuner):
         if tuner.adapted is not None:
             tuner.adapted.save_pretrained(part, save_embedding_layers=False)
         else:
-            save_whole(part, tuner.encoder)
+            tuner.encoder.model.save_pretrained(part)
+            tuner.encoder.family.extractor.save_pretrained(part)
         save_file(state, part / "readouts.safetensors")
         (part / "recipe.json").write_text(tuner.recipe.to_json())
         (part / "tuning.json").write_text(json.dumps(facts, indent=1))
         (part / "README.md").write_text(card(tuner))
-
-
-def save_whole(folder: Path, encoder: SpeechEncoder):
-    """The encoder's weights, and its extractor, so that sound is normalised as it was."""
-    encoder.model.save_pretrained(folder)
-    extractor = encoder.extractor
-    if not encoder.whisper:
-        extractor = Wav2Vec2FeatureExtractor(do_normalize=bool(extractor))
-    extractor.save_pretrained(folder)
 
 
 def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
@@ -169,8 +160,8 @@ def card(tuner) -> str:
         after=tuner.history[tuner.kept_epoch]["validation"],
         base_licence=base_licence(base) or "see the base model's page",
         data_licence=about["licence"] or DATA_LICENCES.get(about["data"], "not stated"),
-        code=usage(base, lora=lora, whisper=tuner.encoder.whisper),
-        note=NOTE if lora and tuner.encoder.model.config.model_type == "wavlm" else "",
+        code=usage(base, lora=lora, whisper=tuner.encoder.family.takes_spectra),
+        note=NOTE if lora and tuner.encoder.family.name == "wavlm" else "",
     )
 
 

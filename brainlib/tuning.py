@@ -19,7 +19,7 @@ from .network import Step, StoryFeatures, TuningNetwork, block_number
 from .recipes import RECIPES, Recipe, get_recipe
 from .runtime import cache_dir, seed_everything
 from .saving import load_tuned, save_tuned
-from .speech import Fronts, SpeechEncoder
+from .speech import ConvolutionalCache, SpeechEncoder
 from .training import (
     Progress,
     TuningTrainer,
@@ -239,7 +239,7 @@ class BrainTuner:
             )
 
     def _network(self, ds, data: TuningData) -> TuningNetwork:
-        cache = Fronts(self.encoder)
+        cache = ConvolutionalCache(self.encoder)
         features = {
             story: StoryFeatures(self.encoder, self.recipe, ds.story(story), cache)
             for story in data.train + data.validation

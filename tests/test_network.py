@@ -9,7 +9,7 @@ from brainlib import timing
 from brainlib.encoding import RidgeEncoder
 from brainlib.network import ReadOut, Step, StoryFeatures, TuningNetwork
 from brainlib.recipes import mse_loss
-from brainlib.speech import Fronts as ConvolutionalCache
+from brainlib.speech import ConvolutionalCache
 from brainlib.tuning import BrainTuner
 
 

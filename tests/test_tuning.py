@@ -15,8 +15,7 @@ from brainlib import evaluation, recipes, results, training, tuning
 from brainlib.encoding import RidgeEncoder
 from brainlib.network import StoryFeatures
 from brainlib.recipes import RECIPES
-from brainlib.speech import Fronts as ConvolutionalCache
-from brainlib.speech import SpeechEncoder
+from brainlib.speech import ConvolutionalCache, SpeechEncoder
 from brainlib.tuning import BrainTuner
 
 
