@@ -76,12 +76,13 @@ def plot_cortex(
     values,
     title: str = "",
     unit: str = "",
+    *,
     cmap: str = "viridis",
     vmin=None,
     vmax=None,
     axes=None,
 ):
-    """Four views of the inflated cortex: left and right, lateral and medial.
+    """Four views of the inflated cortex, two by two: left and right, lateral above medial.
 
     Parameters
     ----------
@@ -108,16 +109,23 @@ def plot_cortex(
         vmax = max(float(np.nanmax(values)), vmin + 1e-6) if np.isfinite(values).any() else 1.0
     if axes is None:
         _, axes = plt.subplots(
-            1,
-            4,
-            figsize=(12, 3.2),
+            2,
+            2,
+            figsize=(7.5, 6.2),
             subplot_kw={"projection": "3d"},
-            gridspec_kw={"wspace": 0, "left": 0, "right": 0.9, "top": 0.95, "bottom": 0},
+            gridspec_kw={
+                "wspace": 0,
+                "hspace": 0,
+                "left": 0,
+                "right": 0.95,
+                "top": 0.88,
+                "bottom": 0,
+            },
         )
+    axes = np.ravel(axes)
     image, sulci = _image(values), _meshes()[1]
-    for ax, (side, view) in zip(
-        axes, (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))
-    ):
+    views = [(side, view) for view in ("lateral", "medial") for side in ("left", "right")]
+    for ax, (side, view) in zip(axes, views):
         plot_surf_stat_map(
             stat_map=image,
             hemi=side,
@@ -132,16 +140,18 @@ def plot_cortex(
             figure=ax.figure,
             engine="matplotlib",
         )
-        ax.set_box_aspect(None, zoom=1.45)
-        ax.set_title(f"{side}, {view}", fontsize=9, y=0.9)
+        ax.set_box_aspect(None, zoom=1.4)
+        ax.set_title(f"{side}, {view}", fontsize=13, y=0.9)
     scale = plt.cm.ScalarMappable(plt.Normalize(vmin, vmax), cmap)
-    ax.figure.colorbar(scale, ax=list(axes), shrink=0.6, pad=0.02, label=unit)
-    ax.figure.suptitle(label(ds, title or subject), fontsize=11)
+    bar = ax.figure.colorbar(scale, ax=list(axes), shrink=0.6, pad=0.02)
+    bar.set_label(unit, fontsize=13)
+    bar.ax.tick_params(labelsize=12)
+    ax.figure.suptitle(label(ds, title or subject), fontsize=14, wrap=True)
     return axes
 
 
 def view_cortex(
-    ds, subject: str, values, title: str = "", cmap: str = "viridis", vmin=None, vmax=None
+    ds, subject: str, values, title: str = "", *, cmap: str = "viridis", vmin=None, vmax=None
 ):
     """The cortex to turn around in a browser (both hemispheres, self-contained HTML): nilearn's view object."""
     from nilearn.plotting import view_surf
@@ -149,7 +159,7 @@ def view_cortex(
     values = np.asarray(values, float)
     if values.shape != (2 * N_VERTICES,):
         values = to_fsaverage5(ds, subject, values)
-    return view_surf(
+    view = view_surf(
         surf_mesh=_meshes()[0]["inflated"],
         surf_map=_image(values),
         bg_map=_meshes()[1],
@@ -160,4 +170,8 @@ def view_cortex(
         vmax=vmax,
         title=label(ds, title or subject),
         title_fontsize=14,
+        colorbar_fontsize=14,
+        colorbar_height=0.6,
     )
+    view.resize(640, 480)  # the frame in a page; a wider one is mostly blank
+    return view
