@@ -21,6 +21,13 @@ BROWSER = next(
 # A page that opens others in a frame of a given width and notes what a reader would see there.
 PROBE = """<!doctype html><body><script>
 const found = {};
+function inside(frame) {
+  const d = frame.contentDocument.documentElement, plot = frame.contentDocument.querySelector("#surface-plot");
+  return {
+    clipped: d.scrollWidth - d.clientWidth,
+    filled: plot ? plot.getBoundingClientRect().height / frame.clientHeight : 0,
+  };
+}
 async function look(page, width) {
   const frame = document.createElement("iframe");
   frame.width = width; frame.height = 900; frame.src = page;
@@ -38,7 +45,11 @@ async function look(page, width) {
     widest: [...d.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > width + 1)
       .slice(0, 4).map(e => e.tagName + "." + e.className + " " + e.innerText.slice(0, 40)),
     players: d.querySelectorAll("audio").length,
-    frames: d.querySelectorAll("main iframe").length,
+    frames: [...d.querySelectorAll("main iframe")].map(inside),
+    cut: [...d.querySelectorAll("main pre")].filter(e => e.scrollWidth > e.clientWidth + 1)
+      .map(e => e.innerText.slice(0, 60)),
+    fixed: [...d.querySelectorAll("div.cell_output img")].filter(i => !i.closest("a.enlarge")).length,
+    type: Math.min(99, ...[...d.querySelectorAll("main td")].map(e => parseFloat(getComputedStyle(e).fontSize))),
     text: d.querySelector("main").innerText.length,
   };
   frame.remove();
@@ -110,8 +121,25 @@ def test_nothing_makes_a_phone_scroll_sideways(seen):
         assert look["overflow"] <= 1, (page, look["overflow"], look["widest"])
 
 
+def test_no_line_of_code_or_output_is_cut(seen):
+    for page, look in seen.items():
+        if page.startswith("/notebooks/") and page.endswith("@1280"):
+            assert not look["cut"], page
+
+
+def test_a_figure_opens_in_full_size_and_a_table_is_legible_on_a_phone(seen):
+    for page, look in seen.items():
+        assert not look["fixed"] and look["type"] >= 11, (page, look["fixed"], look["type"])
+
+
+def test_the_turnable_cortex_is_neither_clipped_nor_followed_by_a_blank(seen):
+    for width in (1280, 390):
+        (frame,) = seen[f"/notebooks/02_ridge_encoding.html@{width}"]["frames"]
+        assert frame["clipped"] <= 1 and frame["filled"] > 0.65, (width, frame)
+
+
 def test_notebook_pages_have_figures_a_player_and_a_cortex_to_turn(seen):
     assert seen["/notebooks/01_data_loading.html@1280"]["pictures"] >= 6
     assert seen["/notebooks/01_data_loading.html@1280"]["players"] == 1
     assert seen["/notebooks/02_ridge_encoding.html@1280"]["pictures"] >= 6
-    assert seen["/notebooks/02_ridge_encoding.html@1280"]["frames"] == 1
+    assert len(seen["/notebooks/02_ridge_encoding.html@1280"]["frames"]) == 1
