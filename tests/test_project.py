@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HEADINGS = (
     "**After it you will be able to**",
     "**What you need**",
-    "## Check against the truth",
+    "## Check against the ",
     "## Exercises",
     "## What to take away",
     "**Next**",
