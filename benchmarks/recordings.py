@@ -1,4 +1,4 @@
-"""Memory and time of reading one listener of ds003020 at its full size, from made-up files (12 GB of disk).
+"""Memory and time of reading one participant of ds003020 at its full size, from made-up files (12 GB of disk).
 
     python benchmarks/recordings.py [--subject UTS03] [--folder /somewhere/with/room]
 

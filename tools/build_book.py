@@ -59,7 +59,7 @@ def stage(stage_dir: Path):
     shutil.copytree(ROOT / "book", stage_dir / "book")
     for folder in ("_static", "tools"):
         shutil.rmtree(stage_dir / folder, ignore_errors=True)
-    # jupyter-book looks for style sheets at the top
+    # style sheets belong at the top
     (stage_dir / "book" / "_static").rename(stage_dir / "_static")
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
     report = stage_dir / "runs.json"

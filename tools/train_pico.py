@@ -358,7 +358,7 @@ A WavLM of 3.1 M parameters (slim convolutional front 32-48-64-96-96-96-96, widt
   Kokoro-82M and hibari (Apache-2.0), the four voices of fireside among them; resampled copies make more. No fireside story.
 - **Compute**: {step} steps of six 6-s crops, AdamW, {minutes} minutes of wall time on two shared CPU cores. Held-out loss
   at the end: {held_out} (1 is the variance of the targets). The curve is in `training.json`.
-- **How it does** on the simulated listeners of *fireside*, layer by layer, and in reading phonemes: `evaluation.json`.
+- **How it does** on the simulated subjects of *fireside*, layer by layer, and in reading phonemes: `evaluation.json`.
 - **Made by** `tools/train_pico.py`, seeded; resumable.
 - **Licence**: MIT, as its teacher.
 
