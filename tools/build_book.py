@@ -207,7 +207,7 @@ def reading_times() -> dict:
     bench = json.loads((ROOT / "benchmarks" / "recordings.json").read_text())
     rows = []
     for run in bench["runs"]:
-        step = run.get("voxel_step", run.get("every"))
+        step = run["voxel_step"]
         voxels = "all" if step == 1 else f"one in {step}"
         rows.append([run["what"], voxels, f"{run['seconds']:.0f}", f"{run['peak_gb']:.1f}"])
     header = ["what", "voxels", "seconds", "peak memory (GB)"]
