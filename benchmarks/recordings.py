@@ -1,4 +1,4 @@
-"""Memory and time of reading one listener of ds003020 at its full size, from made-up files (12 GB of disk).
+"""Memory and time of reading one participant of ds003020 at its full size, from made-up files (12 GB of disk).
 
     python benchmarks/recordings.py [--subject UTS03] [--folder /somewhere/with/room]
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from brainlib import lebel
 
-SAID = {
-    "stories": "all 27 stories, kept",
+LABELS = {
+    "stories": "all 27 stories, in memory",
     "ceiling": "noise ceiling of the test story",
     "ridge": "26 stories, ridge of 768 features with four delays, scored",
 }
@@ -29,18 +29,19 @@ READ = """
 import json, sys, time
 import numpy as np
 from brainlib import datasets, encoding, runtime
-root, subject, every, what = json.loads(sys.argv[1])
-ds = datasets.load(root, voxel_step=every)
-stories, start = ds.stories, time.perf_counter()
+root, subject, voxel_step, what = json.loads(sys.argv[1])
+ds = datasets.load(root, voxel_step=voxel_step)
+stories = ds.stories
+start = time.perf_counter()
 if what == "stories":
-    kept = [ds.responses(subject, s) for s in stories]
+    result = [ds.responses(subject, s) for s in stories]
 elif what == "ceiling":
-    kept = encoding.noise_ceiling(ds.repeats(subject, "wheretheressmoke"))
+    result = encoding.noise_ceiling(ds.repeats(subject, "wheretheressmoke"))
 else:
     Y = [ds.responses(subject, s) for s in stories if s != "wheretheressmoke"]
     rng = np.random.default_rng(0)
     X = [rng.standard_normal((len(y), 768), dtype=np.float32) for y in Y]
-    kept = encoding.RidgeEncoder().fit(X, Y).score(X[:1], Y[:1])
+    result = encoding.RidgeEncoder().fit(X, Y).score(X[:1], Y[:1])
 print(json.dumps([time.perf_counter() - start, runtime.peak_memory_mb()]))
 """
 
@@ -77,44 +78,42 @@ def make(root: Path, subject: str):
     return voxels, sum(rows.values())
 
 
+def measure(folder: str, subject: str, what: str, voxel_step: int) -> dict:
+    """Time and peak memory of one task in a process of its own."""
+    task = json.dumps([folder, subject, voxel_step, what])
+    command = [sys.executable, "-W", "ignore", "-c", READ, task]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise SystemExit(f"{what}, one voxel in {voxel_step}: {last} (code {done.returncode})")
+    seconds, peak = json.loads(done.stdout)
+    return {
+        "what": LABELS[what],
+        "voxel_step": voxel_step,
+        "seconds": round(seconds, 1),
+        "peak_gb": round(peak / 1000, 2),
+    }
+
+
+TASKS = (("stories", 1), ("stories", 10), ("ceiling", 1), ("ceiling", 10), ("ridge", 10))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--subject", default="UTS03")
     parser.add_argument("--folder", default=None)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        voxels, rows = make(Path(folder), given.subject)
-        print(f"{given.subject}: {voxels} voxels, {rows} rows in 27 stories")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        voxels, rows = make(Path(folder), options.subject)
+        print(f"{options.subject}: {voxels} voxels, {rows} rows in 27 stories")
         runs = []
-        for what, every in (
-            ("stories", 1),
-            ("stories", 10),
-            ("ceiling", 1),
-            ("ceiling", 10),
-            ("ridge", 10),
-        ):
-            asked = json.dumps([folder, given.subject, every, what])
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", READ, asked], capture_output=True, text=True
-            )
-            if done.returncode:
-                raise SystemExit(
-                    f"{what}, one voxel in {every}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})"
-                )
-            seconds, peak = json.loads(done.stdout)
-            runs.append(
-                {
-                    "what": SAID[what],
-                    "every": every,
-                    "seconds": round(seconds, 1),
-                    "peak_gb": round(peak / 1000, 2),
-                }
-            )
+        for what, voxel_step in TASKS:
+            runs.append(measure(folder, options.subject, what, voxel_step))
             print(runs[-1], flush=True)
     about = {
-        "subject": given.subject,
+        "subject": options.subject,
         "voxels": voxels,
         "rows": rows,
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""From the voxels of a scan to fsaverage5 and to named regions, by the listener's own anatomy."""
+"""From the voxels of a scan to fsaverage5 and to named regions, by the participant's own anatomy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_unions(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read(root, subject: str) -> SimpleNamespace:
-    """How one listener's voxels lie on fsaverage5 and in regions; computed once (seconds), then kept in the cache folder.
+    """How one participant's voxels lie on fsaverage5 and in regions; computed once (seconds), then stored in the cache folder.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def read(root, subject: str) -> SimpleNamespace:
     Notes
     -----
     Ten points between white and pial surface are taken to the scan by pycortex' transform, and each to the voxel it lies
-    in. A vertex of the listener then goes to the nearest vertex of fsaverage5 on the registered sphere; fsaverage5 vertices
+    in. A vertex of the participant then goes to the nearest vertex of fsaverage5 on the registered sphere; fsaverage5 vertices
     that none goes to take their nearest one. Voxels are numbered as pycortex does: in C order of the transposed mask.
     """
     from scipy.sparse import csr_matrix
@@ -143,7 +143,7 @@ def _unit(points):
 
 
 def _files(base: Path, subject: str) -> dict[str, Path]:
-    """Where a listener's anatomy lies."""
+    """Where a participant's anatomy lies."""
     names, surfaces, free = (
         base / "subject_xfms.json",
         base / "pycortex-db" / subject / "surfaces",
@@ -160,7 +160,7 @@ def _files(base: Path, subject: str) -> dict[str, Path]:
         else "aparc.a2009s"
     )
     for h in SIDES:
-        for name in ("pia", "wm"):  # .gii, but .npz for one listener of ds003020
+        for name in ("pia", "wm"):  # .gii, but .npz for one participant of ds003020
             plain, packed = surfaces / f"{name}_{h}.gii", surfaces / f"{name}_{h}.npz"
             files[f"{h} {name}"] = packed if packed.exists() and not plain.exists() else plain
         files[f"{h} sphere"], files[f"{h} labels"] = (
@@ -186,77 +186,95 @@ def _points(path: Path) -> np.ndarray:
 
 def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
     import nibabel
-    from scipy.sparse import coo_matrix, vstack
-    from scipy.spatial import cKDTree
+    from scipy.sparse import vstack
     from sklearn.preprocessing import normalize
 
     mask = np.asarray(nibabel.load(files["mask"]).dataobj).T > 0  # (z, y, x)
-    number = np.full(mask.shape, -1)
+    number = np.full(mask.shape, -1)  # of each voxel of the scan, as pycortex counts; -1 outside
     number[mask] = np.arange(mask.sum())
-    coord = np.array(
-        json.loads(files["coord"].read_text())["coord"], float
-    )  # surface (x, y, z, 1) to voxel (i, j, k, 1)
+    # surface (x, y, z, 1) to voxel (i, j, k, 1)
+    transform = np.array(json.loads(files["coord"].read_text())["coord"], float)
     rows, votes, seen, names = [], [], [], [""]
-    for h, target in zip(SIDES, _spheres()):
-        pia, white = _points(files[f"{h} pia"]), _points(files[f"{h} wm"])
-        sphere, _ = nibabel.freesurfer.read_geometry(files[f"{h} sphere"])
-        codes, _, these = nibabel.freesurfer.read_annot(files[f"{h} labels"])
-        if not len(pia) == len(white) == len(sphere) == len(codes):
-            sizes = {
-                n: len(x)
-                for n, x in (("pia", pia), ("wm", white), ("sphere.reg", sphere), ("labels", codes))
-            }
-            raise ValueError(
-                f"{files[f'{h} pia'].parents[1].name} {h}: surfaces of different vertices {sizes}; one listener's files are expected"
-            )
-        depth = np.linspace(0, 1, SAMPLES)[:, None, None]
-        points = ((1 - depth) * white + depth * pia).reshape(-1, 3)
-        i, j, k = np.floor(points @ coord[:3, :3].T + coord[:3, 3] + 0.5).astype(int).T
-        inside = (
-            (i >= 0)
-            & (j >= 0)
-            & (k >= 0)
-            & (k < mask.shape[0])
-            & (j < mask.shape[1])
-            & (i < mask.shape[2])
-        )
-        voxel = np.full(len(points), -1)
-        voxel[inside] = number[k[inside], j[inside], i[inside]]
-        vertex, hit = np.tile(np.arange(len(pia)), SAMPLES), voxel >= 0
-        sampled = coo_matrix(
-            (np.ones(hit.sum()), (vertex[hit], voxel[hit])), shape=(len(pia), mask.sum())
-        ).tocsr()
-        to, own = cKDTree(target).query(_unit(sphere))[1], np.arange(len(pia))
-        bare = np.setdiff1d(np.arange(N_VERTICES), to)
-        to, own = np.append(to, bare), np.append(own, cKDTree(_unit(sphere)).query(target[bare])[1])
-        rows.append(
-            coo_matrix((np.ones(len(to)), (to, own)), shape=(N_VERTICES, len(pia))).tocsr()
-            @ sampled
-        )
-        plain = [
-            n.decode().removeprefix("L_").removeprefix("R_").removesuffix("_ROI") for n in these
-        ]
-        names += plain
-        named = np.flatnonzero(codes >= 0)  # -1: no label, such as the medial wall
-        one_hot = coo_matrix(
-            (np.ones(len(named)), (codes[named], named)), shape=(len(plain), len(pia))
-        ).tocsr()
-        votes.append((one_hot @ sampled).toarray())
+    for side, target in zip(SIDES, _spheres()):
+        pia, white, sphere, codes, side_names = _surfaces(files, side)
+        sampled = _sample(pia, white, number=number, transform=transform)
+        rows.append(_register(sphere, target) @ sampled)
+        votes.append(_count_labels(codes, sampled, n_labels=len(side_names)))
         seen.append(np.asarray(sampled.sum(0)).ravel())
+        names += side_names
     matrix = normalize(vstack(rows).tocsr(), norm="l1")
     if not matrix.nnz:
         raise ValueError(
-            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one listener are expected"
+            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one "
+            "participant are expected"
         )
-    side, votes = np.where(seen[0] + seen[1] > 0, seen[0] < seen[1], -1), np.concatenate(votes)
+    side = np.where(seen[0] + seen[1] > 0, seen[0] < seen[1], -1)
+    votes = np.concatenate(votes)
     labels = np.array(names)[np.where(votes.any(0), votes.argmax(0) + 1, 0)]
-    vertices = np.where(
-        np.diff(matrix.tocsc().indptr) > 0, np.asarray(matrix.argmax(0)).ravel(), -1
-    )
-    parts = {
+    placed = np.diff(matrix.tocsc().indptr) > 0
+    return {
         "data": matrix.data,
         "indices": matrix.indices,
         "indptr": matrix.indptr,
         "shape": matrix.shape,
+        "labels": labels,
+        "side": side,
+        "vertices": np.where(placed, np.asarray(matrix.argmax(0)).ravel(), -1),
     }
-    return parts | {"labels": labels, "side": side, "vertices": vertices}
+
+
+def _surfaces(files, side):
+    """Of one hemisphere: pial and white points, registered sphere, label of each vertex, and the labels' names."""
+    import nibabel
+
+    pia = _points(files[f"{side} pia"])
+    white = _points(files[f"{side} wm"])
+    sphere, _ = nibabel.freesurfer.read_geometry(files[f"{side} sphere"])
+    codes, _, encoded = nibabel.freesurfer.read_annot(files[f"{side} labels"])
+    parts = {"pia": pia, "wm": white, "sphere.reg": sphere, "labels": codes}
+    sizes = {name: len(part) for name, part in parts.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"{files[f'{side} pia'].parents[1].name} {side}: surfaces of different vertices {sizes}; "
+            "one participant's files are expected"
+        )
+    names = [n.decode().removeprefix("L_").removeprefix("R_").removesuffix("_ROI") for n in encoded]
+    return pia, white, sphere, codes, names
+
+
+def _sample(pia, white, *, number, transform):
+    """Sparse (n_vertices, n_voxels): how many of a vertex's points between white and pial surface lie in a voxel."""
+    depth = np.linspace(0, 1, SAMPLES)[:, None, None]
+    points = ((1 - depth) * white + depth * pia).reshape(-1, 3)
+    place = np.floor(points @ transform[:3, :3].T + transform[:3, 3] + 0.5).astype(int)
+    inside = ((place >= 0) & (place < number.shape[::-1])).all(1)  # (i, j, k) against (z, y, x)
+    voxel = np.full(len(points), -1)
+    i, j, k = place[inside].T
+    voxel[inside] = number[k, j, i]
+    vertex = np.tile(np.arange(len(pia)), SAMPLES)
+    hit = voxel >= 0
+    return _ones(vertex[hit], voxel[hit], shape=(len(pia), number.max() + 1))
+
+
+def _register(sphere, target):
+    """Sparse (N_VERTICES, n_vertices): each vertex goes to its nearest on fsaverage5; those that get none take their nearest."""
+    from scipy.spatial import cKDTree
+
+    sphere = _unit(sphere)
+    nearest = cKDTree(target).query(sphere)[1]
+    bare = np.setdiff1d(np.arange(N_VERTICES), nearest)
+    own = np.append(np.arange(len(sphere)), cKDTree(sphere).query(target[bare])[1])
+    return _ones(np.append(nearest, bare), own, shape=(N_VERTICES, len(sphere)))
+
+
+def _count_labels(codes, sampled, *, n_labels):
+    """(n_labels, n_voxels): how many points of a voxel have a label."""
+    labelled = np.flatnonzero(codes >= 0)  # -1: no label, such as the medial wall
+    one_hot = _ones(codes[labelled], labelled, shape=(n_labels, len(codes)))
+    return (one_hot @ sampled).toarray()
+
+
+def _ones(rows, columns, *, shape):
+    from scipy.sparse import coo_matrix
+
+    return coo_matrix((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()

@@ -242,7 +242,9 @@ class _HeldOut:
             values, vectors = _eigh(gram - held_out.T @ held_out)
             project, rows = design[train] @ vectors, held_out @ vectors
         size = rows.square().sum(0) * project.square().sum(0)
-        ranks = [_rank(size / (values + alpha).square(), len(test) / len(train)) for alpha in alphas]
+        ranks = [
+            _rank(size / (values + alpha).square(), len(test) / len(train)) for alpha in alphas
+        ]
         k = max(ranks)
         return cls(train, test, project[:, :k].contiguous(), rows[:, :k], values[:k], ranks)
 

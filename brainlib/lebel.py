@@ -27,7 +27,7 @@ TIMEOUT_S = 20.0  # to connect, and between two pieces of a reply
 CHUNK_BYTES = 1 << 20
 SPARE = 500_000_000  # bytes to leave free
 TEST = "wheretheressmoke"  # heard five or ten times, all others once
-SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every listener had, in their order there, less the test story
+SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every participant had, in their order there, less the test story
     "alternateithicatom souls avatar legacy odetostepfather undertheinfluence howtodraw myfirstdaywiththeyankees naked life "
     "stagefright tildeath fromboyhoodtofatherhood sloth exorcism haveyoumethimyet adollshouse inamoment "
     "theclosetthatateeverything adventuresinsayingyes buck swimmingwithastronauts thatthingonmyarm eyespy itsabox hangtime"
@@ -37,7 +37,7 @@ SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every listene
 #     which leaves life as the second. Its evaluation code trains on another 24, with stagefright, without
 #     myfirstdaywiththeyankees.
 #   brainwavlm: later code of its authors validates on fromboyhoodtofatherhood and onapproachtopluto; ds003020 lacks the
-#     second. The paper had 94 to 103 training stories a listener, ds003020 has 82.
+#     second. The paper had 94 to 103 training stories per participant, ds003020 has 82.
 SPLITS = {"braintuning": ("stagefright", "life"), "brainwavlm": ("fromboyhoodtofatherhood",)}
 
 
@@ -74,7 +74,7 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
-    """The stories that one listener heard; UTS01 to UTS03 all 84, UTS09 54, the others 26 or 27."""
+    """The stories that one participant heard; UTS01 to UTS03 all 84, UTS09 54, the others 26 or 27."""
     table = manifest() if table is None else table
     heard = sorted(table.story[(table.kind == "responses") & (table.subject == subject)])
     if not heard:
@@ -93,7 +93,7 @@ def split_of(
 ) -> dict[str, list[str]]:
     """Whole stories that all `subjects` heard, split as a paper did: ``{"train": [...], "val": [...], "test": [...]}``.
 
-    "braintuning" is of the 27 stories that nearly all listeners heard, "brainwavlm" of all stories. Who heard no
+    "braintuning" is of the 27 stories that nearly all participants heard, "brainwavlm" of all stories. Who heard no
     validation story of a split validates on its last two training stories. Where the sources of a split disagree is said
     beside `SPLITS` and on the book's page *Running on real recordings*.
     """
@@ -128,7 +128,7 @@ def open_dataset(
     everybody = sorted(set(files.subject) - {""})
     chosen = split_of(
         subjects or everybody[:1], split, files
-    )  # the first listener heard all stories
+    )  # the first participant heard all stories
 
     def prepare(subjects, stories, what):
         fetch(subjects, stories, what=what, root=root, mirror=mirror, table=files, strict=False)

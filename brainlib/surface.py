@@ -70,6 +70,14 @@ def _image(values):
     return SurfaceImage(mesh, {"left": values[:N_VERTICES], "right": values[N_VERTICES:]})
 
 
+def _four_axes():
+    import matplotlib.pyplot as plt
+
+    margins = {"wspace": 0, "hspace": 0, "left": 0, "right": 0.95, "top": 0.88, "bottom": 0}
+    options = {"subplot_kw": {"projection": "3d"}, "gridspec_kw": margins}
+    return plt.subplots(2, 2, figsize=(7.5, 6.2), **options)[1]
+
+
 def plot_cortex(
     ds,
     subject: str,
@@ -103,27 +111,16 @@ def plot_cortex(
     values = np.asarray(values, float)
     if values.shape != (2 * N_VERTICES,):
         values = to_fsaverage5(ds, subject, values)
+    finite = values[np.isfinite(values)]
     if vmin is None:
-        vmin = min(0.0, float(np.nanmin(values))) if np.isfinite(values).any() else 0.0
+        vmin = min(0.0, float(finite.min(initial=0.0)))
     if vmax is None:
-        vmax = max(float(np.nanmax(values)), vmin + 1e-6) if np.isfinite(values).any() else 1.0
+        vmax = max(float(finite.max()), vmin + 1e-6) if len(finite) else 1.0
     if axes is None:
-        _, axes = plt.subplots(
-            2,
-            2,
-            figsize=(7.5, 6.2),
-            subplot_kw={"projection": "3d"},
-            gridspec_kw={
-                "wspace": 0,
-                "hspace": 0,
-                "left": 0,
-                "right": 0.95,
-                "top": 0.88,
-                "bottom": 0,
-            },
-        )
+        axes = _four_axes()
     axes = np.ravel(axes)
-    image, sulci = _image(values), _meshes()[1]
+    image = _image(values)
+    sulci = _meshes()[1]
     views = [(side, view) for view in ("lateral", "medial") for side in ("left", "right")]
     for ax, (side, view) in zip(axes, views):
         plot_surf_stat_map(

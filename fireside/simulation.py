@@ -1,7 +1,7 @@
-"""fireside: spoken stories written for this book, and the *simulated* listeners who hear them.
+"""fireside: spoken stories written for this book, and the *simulated* subjects who hear them.
 
-The stories, their sound and their times are real (text to speech); the brains are not. Each listener's cortex is driven
-by four planted levels of the speech, in regions placed by published coordinates, through a haemodynamic response and
+The stories, their sound and their times are real (text to speech); the brains are not. Each subject's cortex is driven
+by four levels of the speech, in regions placed by published coordinates, through a haemodynamic response and
 under autocorrelated, spatially smooth noise, so that every method in the book can be held against a known truth.
 """
 
@@ -33,7 +33,7 @@ REPEATS = {
 }  # the test story and the two validation stories
 LEVELS = ("acoustic", "phonetic", "meaning", "context")
 VERSION = 2  # of the simulation: raise it when what is simulated changes
-RATE_HZ = 10  # of the planted features, before the haemodynamic response
+RATE_HZ = 10  # of the features that drive voxels, before the haemodynamic response
 CONTEXT_S = 6.0  # time over which context integrates word meaning
 HRF_PEAKS_S = (
     4.0,
@@ -47,7 +47,7 @@ NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
 
 
 def open_dataset(root: str | Path | None = None, *, noise: str = "clean", **options) -> Dataset:
-    """The tree of fireside, stories laid out, listeners built when first asked for. See `datasets.load`."""
+    """The tree of fireside, stories laid out, subjects built when first asked for. See `datasets.load`."""
     _check_noise(noise)
     root = Path(root) if root else cache_dir("fireside", noise)
     _lay_out(root, noise)
@@ -59,7 +59,7 @@ def open_dataset(root: str | Path | None = None, *, noise: str = "clean", **opti
 
 
 def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = None) -> Path:
-    """Simulate listeners into the layout of ds003020; what is whole already is left as it is.
+    """Simulate subjects into the layout of ds003020; what is whole already is left as it is.
 
     Parameters
     ----------
@@ -117,15 +117,41 @@ def _assets_hash() -> str:
 
 def _lay_out(root: Path, noise: str):
     """Sound, TextGrids, scan lengths and description; responses of another version are removed, another data set is refused."""
-    described = root / "dataset_description.json"
-    train = [s for s in _stories() if s not in REPEATS]
+    path = root / "dataset_description.json"
+    description = _description(noise)
+    if path.exists():
+        present = json.loads(path.read_text())
+        if present == description:
+            return
+        if present.get("Name") != "fireside" or present.get("NoiseLevel") != noise:
+            raise ValueError(
+                f"{root} holds {present.get('Name')!r} at noise {present.get('NoiseLevel')!r}; "
+                f"expected an empty folder or fireside at {noise!r}"
+            )
+        for folder in (RESPONSES, "truth", "rois", "fsaverage5"):  # of an older version
+            shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
+    counts = {}
+    for name in _stories():
+        story = embedded_story(name)
+        counts[name] = scan_trs(story.duration)
+        for source, folder in (
+            (story.audio_path, root / "stimuli"),
+            (story.grid_path, root / DERIVATIVE / "TextGrids"),
+        ):
+            with atomic(folder / source.name) as part:
+                shutil.copyfile(source, part)
+    _write_json(root / DERIVATIVE / "respdict.json", counts)
+    _write_json(path, description)
+
+
+def _description(noise: str) -> dict:
     most = max(REPEATS.values())
     split = {
-        "train": train,
+        "train": [s for s in _stories() if s not in REPEATS],
         "val": [s for s, n in REPEATS.items() if n < most],
         "test": [s for s, n in REPEATS.items() if n == most],
     }
-    description = {
+    return {
         "Name": "fireside",
         "BIDSVersion": "1.8.0",
         "DatasetType": "derivative",
@@ -136,33 +162,6 @@ def _lay_out(root: Path, noise: str):
         "Subjects": list(SUBJECTS),
         "Split": split,
     }
-    if described.exists():
-        found = json.loads(described.read_text())
-        if found == description:
-            return
-        if found.get("Name") != "fireside" or found.get("NoiseLevel") != noise:
-            raise ValueError(
-                f"{root} holds {found.get('Name')!r} at noise {found.get('NoiseLevel')!r}; expected an empty folder or fireside at {noise!r}"
-            )
-        for folder in (
-            RESPONSES,
-            "truth",
-            "rois",
-            "fsaverage5",
-        ):  # of an older version: build anew
-            shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
-    counts = {}
-    for name in _stories():
-        story = embedded_story(name)
-        counts[name] = scan_trs(story.duration)
-        for source, target in (
-            (story.audio_path, root / "stimuli"),
-            (story.grid_path, root / DERIVATIVE / "TextGrids"),
-        ):
-            with atomic(target / source.name) as part:
-                shutil.copyfile(source, part)
-    _write_json(root / DERIVATIVE / "respdict.json", counts)
-    _write_json(described, description)
 
 
 def _write_json(path, content):
@@ -170,10 +169,10 @@ def _write_json(path, content):
         part.write_text(json.dumps(content, indent=1))
 
 
-# ------------------------------------------------------------------ what is planted in time
+# ------------------------------------------------------------------ what drives voxels over time
 @lru_cache(maxsize=1)
 def _token_means():
-    """Mean articulation over all phonemes and mean word vector over all words, so that the planted features carry no rate."""
+    """Mean articulation over all phonemes and mean word vector over all words, so that the levels carry no rate."""
     stories = [embedded_story(s) for s in _stories()]
     return (
         np.concatenate([lowlevel.articulation(s)[0] for s in stories]).mean(0),
@@ -224,7 +223,7 @@ def _planted(name: str) -> dict[str, np.ndarray]:
 def level_features(story, level: str) -> np.ndarray:
     """What drives a simulated voxel of that level, before the haemodynamic response: (n_trs, n_features), at TRs."""
     if level not in LEVELS:
-        raise KeyError(f"no planted level {level!r}; found {list(LEVELS)}")
+        raise KeyError(f"no simulated level {level!r}; expected one of {list(LEVELS)}")
     values = _planted(story.name)[level]
     return downsample(values, np.arange(len(values)) / RATE_HZ, story.tr_times)
 
@@ -261,7 +260,7 @@ def _driven() -> dict[str, list[np.ndarray]]:
     return out
 
 
-# ------------------------------------------------------------------ listeners
+# ------------------------------------------------------------------ subjects
 def _seed(*words) -> np.random.Generator:
     return np.random.default_rng(
         [zlib.crc32(str(w).encode()) for w in ("fireside", VERSION, *words)]
@@ -269,7 +268,7 @@ def _seed(*words) -> np.random.Generator:
 
 
 def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
-    """What a listener is made of: shares of the levels, snr, peak of the response, weights of each level's features."""
+    """What a simulated subject is made of: shares of the levels, snr, peak of the response, weights of each level's features."""
     distance, n_left = cortex()[2], cortex()[3]
     own = _seed("listener", subject)
     shares = np.zeros((len(LEVELS), distance.shape[1]))

@@ -1,4 +1,4 @@
-"""Where the simulated listeners' regions lie on fsaverage5, and smooth random fields over their cortex."""
+"""Where the simulated subjects' regions lie on fsaverage5, and smooth random fields over their cortex."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from brainlib.surface import N_VERTICES, medial_wall
 
 N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
 
-# name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, planted levels' shares, region
+# name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, shares of the levels, region
 # of interest. Sources: G Glasser et al. 2016 (centres of A1, 45, PGi), V Vigneau et al. 2006 (peaks of clusters),
 # A Andrews-Hanna et al. 2010 (default network), P Power et al. 2011. Which level drives which region is *chosen here*,
 # after the order of levels found by de Heer et al. 2017 and Lerner et al. 2011.

@@ -59,7 +59,7 @@ def stage(stage_dir: Path):
     shutil.copytree(ROOT / "book", stage_dir / "book")
     for folder in ("_static", "tools"):
         shutil.rmtree(stage_dir / folder, ignore_errors=True)
-    # jupyter-book looks for style sheets at the top
+    # style sheets belong at the top
     (stage_dir / "book" / "_static").rename(stage_dir / "_static")
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
     report = stage_dir / "runs.json"
@@ -207,7 +207,7 @@ def reading_times() -> dict:
     bench = json.loads((ROOT / "benchmarks" / "recordings.json").read_text())
     rows = []
     for run in bench["runs"]:
-        step = run.get("voxel_step", run.get("every"))
+        step = run["voxel_step"]
         voxels = "all" if step == 1 else f"one in {step}"
         rows.append([run["what"], voxels, f"{run['seconds']:.0f}", f"{run['peak_gb']:.1f}"])
     header = ["what", "voxels", "seconds", "peak memory (GB)"]

