@@ -1,4 +1,4 @@
-"""Memory and time of reading one listener of ds003020 at its full size, from made-up files (12 GB of disk).
+"""Memory and time of reading one subject of ds003020 at its full size, from made-up files (12 GB of disk).
 
     python benchmarks/recordings.py [--subject UTS03] [--folder /somewhere/with/room]
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from brainlib import lebel
 
-SAID = {
+STEPS = {
     "stories": "all 27 stories, kept",
     "ceiling": "noise ceiling of the test story",
     "ridge": "26 stories, ridge of 768 features with four delays, scored",
@@ -29,8 +29,8 @@ READ = """
 import json, sys, time
 import numpy as np
 from brainlib import datasets, encoding, runtime
-root, subject, every, what = json.loads(sys.argv[1])
-ds = datasets.load(root, voxel_step=every)
+root, subject, voxel_step, what = json.loads(sys.argv[1])
+ds = datasets.load(root, voxel_step=voxel_step)
 stories, start = ds.stories, time.perf_counter()
 if what == "stories":
     kept = [ds.responses(subject, s) for s in stories]
@@ -83,38 +83,40 @@ def main():
     )
     parser.add_argument("--subject", default="UTS03")
     parser.add_argument("--folder", default=None)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        voxels, rows = make(Path(folder), given.subject)
-        print(f"{given.subject}: {voxels} voxels, {rows} rows in 27 stories")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        voxels, rows = make(Path(folder), options.subject)
+        print(f"{options.subject}: {voxels} voxels, {rows} rows in 27 stories")
         runs = []
-        for what, every in (
+        for what, voxel_step in (
             ("stories", 1),
             ("stories", 10),
             ("ceiling", 1),
             ("ceiling", 10),
             ("ridge", 10),
         ):
-            asked = json.dumps([folder, given.subject, every, what])
+            request = json.dumps([folder, options.subject, voxel_step, what])
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", READ, asked], capture_output=True, text=True
+                [sys.executable, "-W", "ignore", "-c", READ, request],
+                capture_output=True,
+                text=True,
             )
             if done.returncode:
                 raise SystemExit(
-                    f"{what}, one voxel in {every}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})"
+                    f"{what}, voxel_step {voxel_step}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})"
                 )
             seconds, peak = json.loads(done.stdout)
             runs.append(
                 {
-                    "what": SAID[what],
-                    "every": every,
+                    "what": STEPS[what],
+                    "voxel_step": voxel_step,
                     "seconds": round(seconds, 1),
                     "peak_gb": round(peak / 1000, 2),
                 }
             )
             print(runs[-1], flush=True)
     about = {
-        "subject": given.subject,
+        "subject": options.subject,
         "voxels": voxels,
         "rows": rows,
         "cores": os.cpu_count(),

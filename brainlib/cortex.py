@@ -1,13 +1,17 @@
-"""From the voxels of a scan to fsaverage5 and to named regions, by the listener's own anatomy."""
+"""From the voxels of a scan to fsaverage5 and to named regions, by the subject's own anatomy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
+from sklearn.preprocessing import normalize
 
 from .runtime import atomic, cache_dir
 from .surface import N_VERTICES
@@ -41,12 +45,14 @@ UNIONS = {
 
 def with_unions(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Region masks of shape (n_voxels,) with the unions of regions, "auditory" and "late_language", after them."""
-    unions = {name: np.any([masks[p] for p in parts], axis=0) for name, parts in UNIONS.items()}
+    unions = {
+        name: np.any([masks[part] for part in parts], axis=0) for name, parts in UNIONS.items()
+    }
     return masks | unions
 
 
 def read(root, subject: str) -> SimpleNamespace:
-    """How one listener's voxels lie on fsaverage5 and in regions; computed once (seconds), then kept in the cache folder.
+    """How a subject's voxels lie on fsaverage5 and in regions; computed once (seconds), then kept in the cache folder.
 
     Parameters
     ----------
@@ -56,7 +62,7 @@ def read(root, subject: str) -> SimpleNamespace:
 
     Returns
     -------
-    cortex : namespace
+    anatomy : namespace
         `matrix`: sparse (20484, n_voxels), rows sum to one, or are empty where a vertex has no voxel; `vertices`:
         (n_voxels,) the vertex each voxel counts most for; `labels`: (n_voxels,) names; `regions`: masks. A voxel that no
         point lies in (of a mask that is thicker than cortex there are many) has vertex -1, label "", and no region.
@@ -71,63 +77,62 @@ def read(root, subject: str) -> SimpleNamespace:
     Notes
     -----
     Ten points between white and pial surface are taken to the scan by pycortex' transform, and each to the voxel it lies
-    in. A vertex of the listener then goes to the nearest vertex of fsaverage5 on the registered sphere; fsaverage5 vertices
+    in. A vertex of the subject then goes to the nearest vertex of fsaverage5 on the registered sphere; fsaverage5 vertices
     that none goes to take their nearest one. Voxels are numbered as pycortex does: in C order of the transposed mask.
     """
-    from scipy.sparse import csr_matrix
-
     files = _files(Path(root) / "derivative", subject)
-    stamp = repr(
-        [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
-        + [SAMPLES, VERSION]
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
+    key = hashlib.blake2b(repr([*stamps, SAMPLES, VERSION]).encode(), digest_size=8).hexdigest()
+    cached = cache_dir("cortex") / f"{subject}-{key}.npz"
+    if not cached.exists():
+        arrays = _build(files)
+        with atomic(cached) as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    arrays = SimpleNamespace(**np.load(cached))
+    matrix = sparse.csr_matrix(
+        (arrays.data, arrays.indices, arrays.indptr), shape=tuple(arrays.shape)
     )
-    kept = (
-        cache_dir("cortex")
-        / f"{subject}-{hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()}.npz"
-    )
-    if not kept.exists():
-        built = _build(files)
-        with atomic(kept) as part, part.open("wb") as file:
-            np.savez_compressed(file, **built)
-    found = SimpleNamespace(**np.load(kept))
-    matrix = csr_matrix((found.data, found.indices, found.indptr), shape=tuple(found.shape))
     atlas = int("HCPMMP1" in files["lh labels"].name)
-    regions = {name: np.isin(found.labels, both[atlas].split()) for name, both in REGIONS.items()}
-    regions = with_unions(regions)
-    regions |= {f"{side}_hemisphere": found.side == i for i, side in enumerate(SIDES.values())}
+    regions = {
+        name: np.isin(arrays.labels, parts[atlas].split()) for name, parts in REGIONS.items()
+    }
+    sides = {f"{side}_hemisphere": arrays.side == i for i, side in enumerate(SIDES.values())}
     return SimpleNamespace(
-        matrix=matrix, vertices=found.vertices, labels=found.labels, regions=regions
+        matrix=matrix,
+        vertices=arrays.vertices,
+        labels=arrays.labels,
+        regions=with_unions(regions) | sides,
     )
 
 
 def from_vertices(vertices):
     """The same sparse matrix for voxels that are vertices of fsaverage5; other vertices take the nearest one's (on the sphere)."""
-    from scipy.sparse import csr_matrix
-
-    there = np.flatnonzero(np.asarray(vertices) >= 0)
-    matrix = csr_matrix(
-        (np.ones(len(there)), (np.asarray(vertices)[there], there)),
-        shape=(2 * N_VERTICES, len(vertices)),
-    )
-    return _filled(matrix, np.full(2 * N_VERTICES, True))
+    vertices = np.asarray(vertices)
+    on_cortex = np.flatnonzero(vertices >= 0)
+    shape = (2 * N_VERTICES, len(vertices))
+    return _fill(_pairs(vertices[on_cortex], on_cortex, shape), np.full(2 * N_VERTICES, True))
 
 
 def every_nth(matrix, step: int):
-    """A matrix for one voxel in so many; vertices that lost all of theirs take the nearest vertex's (on the sphere)."""
-    return _filled(matrix[:, ::step].tocsr(), np.diff(matrix.indptr) > 0)
+    """A matrix for every `step`-th voxel; vertices that lost all of theirs take the nearest vertex's (on the sphere)."""
+    return _fill(matrix[:, ::step].tocsr(), np.diff(matrix.indptr) > 0)
 
 
-def _filled(matrix, wanted):
-    from scipy.spatial import cKDTree
-    from sklearn.preprocessing import normalize
+def _pairs(rows, columns, shape):
+    """Sparse matrix that counts how often each (row, column) occurs."""
+    return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
-    has, source = np.diff(matrix.indptr) > 0, np.arange(2 * N_VERTICES)
-    for i, sphere in enumerate(_spheres()):
-        half = slice(i * N_VERTICES, (i + 1) * N_VERTICES)
-        some = np.flatnonzero(has[half])
-        if len(some):
-            nearest = i * N_VERTICES + some[cKDTree(sphere[some]).query(sphere)[1]]
-            source[half] = np.where(wanted[half] & ~has[half], nearest, source[half])
+
+def _fill(matrix, wanted):
+    """Rows that sum to one; an empty row that is `wanted` becomes that of the nearest vertex with a voxel."""
+    filled = np.diff(matrix.indptr) > 0
+    source = np.arange(2 * N_VERTICES)
+    for first, sphere in zip((0, N_VERTICES), _spheres()):
+        half = slice(first, first + N_VERTICES)
+        candidates = np.flatnonzero(filled[half])
+        if len(candidates):
+            nearest = first + candidates[cKDTree(sphere[candidates]).query(sphere)[1]]
+            source[half] = np.where(wanted[half] & ~filled[half], nearest, source[half])
     return normalize(matrix, norm="l1")[source]
 
 
@@ -143,30 +148,21 @@ def _unit(points):
 
 
 def _files(base: Path, subject: str) -> dict[str, Path]:
-    """Where a listener's anatomy lies."""
-    names, surfaces, free = (
-        base / "subject_xfms.json",
-        base / "pycortex-db" / subject / "surfaces",
-        base / "freesurfer_subjdir" / subject,
-    )
-    known = json.loads(names.read_text()) if names.exists() else {}
-    transform = (
-        base / "pycortex-db" / subject / "transforms" / known.get(subject, f"{subject}_auto")
-    )
+    """Where a subject's anatomy lies."""
+    surfaces = base / "pycortex-db" / subject / "surfaces"
+    freesurfer = base / "freesurfer_subjdir" / subject
+    names = base / "subject_xfms.json"
+    transforms = json.loads(names.read_text()) if names.exists() else {}
+    transform = surfaces.parent / "transforms" / transforms.get(subject, f"{subject}_auto")
     files = {"mask": transform / "mask_thick.nii.gz", "coord": transform / "matrices.xfm"}
-    atlas = (
-        "HCPMMP1"
-        if all((free / "label" / f"{h}.HCPMMP1.annot").exists() for h in SIDES)
-        else "aparc.a2009s"
-    )
+    has_hcp = all((freesurfer / "label" / f"{h}.HCPMMP1.annot").exists() for h in SIDES)
+    atlas = "HCPMMP1" if has_hcp else "aparc.a2009s"
     for h in SIDES:
-        for name in ("pia", "wm"):  # .gii, but .npz for one listener of ds003020
+        for name in ("pia", "wm"):  # .gii, but .npz for one subject of ds003020
             plain, packed = surfaces / f"{name}_{h}.gii", surfaces / f"{name}_{h}.npz"
             files[f"{h} {name}"] = packed if packed.exists() and not plain.exists() else plain
-        files[f"{h} sphere"], files[f"{h} labels"] = (
-            free / "surf" / f"{h}.sphere.reg",
-            free / "label" / f"{h}.{atlas}.annot",
-        )
+        files[f"{h} sphere"] = freesurfer / "surf" / f"{h}.sphere.reg"
+        files[f"{h} labels"] = freesurfer / "label" / f"{h}.{atlas}.annot"
     missing = [str(p) for p in files.values() if not p.exists()]
     if missing:
         raise FileNotFoundError(
@@ -185,78 +181,85 @@ def _points(path: Path) -> np.ndarray:
 
 
 def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
-    import nibabel
-    from scipy.sparse import coo_matrix, vstack
-    from scipy.spatial import cKDTree
-    from sklearn.preprocessing import normalize
-
-    mask = np.asarray(nibabel.load(files["mask"]).dataobj).T > 0  # (z, y, x)
-    number = np.full(mask.shape, -1)
-    number[mask] = np.arange(mask.sum())
-    coord = np.array(
-        json.loads(files["coord"].read_text())["coord"], float
-    )  # surface (x, y, z, 1) to voxel (i, j, k, 1)
-    rows, votes, seen, names = [], [], [], [""]
-    for h, target in zip(SIDES, _spheres()):
-        pia, white = _points(files[f"{h} pia"]), _points(files[f"{h} wm"])
-        sphere, _ = nibabel.freesurfer.read_geometry(files[f"{h} sphere"])
-        codes, _, these = nibabel.freesurfer.read_annot(files[f"{h} labels"])
-        if not len(pia) == len(white) == len(sphere) == len(codes):
-            sizes = {
-                n: len(x)
-                for n, x in (("pia", pia), ("wm", white), ("sphere.reg", sphere), ("labels", codes))
-            }
-            raise ValueError(
-                f"{files[f'{h} pia'].parents[1].name} {h}: surfaces of different vertices {sizes}; one listener's files are expected"
-            )
-        depth = np.linspace(0, 1, SAMPLES)[:, None, None]
-        points = ((1 - depth) * white + depth * pia).reshape(-1, 3)
-        i, j, k = np.floor(points @ coord[:3, :3].T + coord[:3, 3] + 0.5).astype(int).T
-        inside = (
-            (i >= 0)
-            & (j >= 0)
-            & (k >= 0)
-            & (k < mask.shape[0])
-            & (j < mask.shape[1])
-            & (i < mask.shape[2])
-        )
-        voxel = np.full(len(points), -1)
-        voxel[inside] = number[k[inside], j[inside], i[inside]]
-        vertex, hit = np.tile(np.arange(len(pia)), SAMPLES), voxel >= 0
-        sampled = coo_matrix(
-            (np.ones(hit.sum()), (vertex[hit], voxel[hit])), shape=(len(pia), mask.sum())
-        ).tocsr()
-        to, own = cKDTree(target).query(_unit(sphere))[1], np.arange(len(pia))
-        bare = np.setdiff1d(np.arange(N_VERTICES), to)
-        to, own = np.append(to, bare), np.append(own, cKDTree(_unit(sphere)).query(target[bare])[1])
-        rows.append(
-            coo_matrix((np.ones(len(to)), (to, own)), shape=(N_VERTICES, len(pia))).tocsr()
-            @ sampled
-        )
-        plain = [
-            n.decode().removeprefix("L_").removeprefix("R_").removesuffix("_ROI") for n in these
-        ]
-        names += plain
-        named = np.flatnonzero(codes >= 0)  # -1: no label, such as the medial wall
-        one_hot = coo_matrix(
-            (np.ones(len(named)), (codes[named], named)), shape=(len(plain), len(pia))
-        ).tocsr()
-        votes.append((one_hot @ sampled).toarray())
-        seen.append(np.asarray(sampled.sum(0)).ravel())
-    matrix = normalize(vstack(rows).tocsr(), norm="l1")
+    """The arrays that `read` keeps: the parts of the sparse matrix, and label, side and vertex of each voxel."""
+    numbers, transform = _scan(files)
+    n_voxels = numbers.max() + 1
+    matrices, n_points, votes, names = [], [], [], [""]
+    for h, fsaverage in zip(SIDES, _spheres()):
+        half = _hemisphere(files, h)
+        vertices, voxels = _sample(half, numbers, transform)
+        sampled = _pairs(vertices, voxels, (len(half.pia), n_voxels))
+        matrices.append(_register(half.sphere, fsaverage) @ sampled)
+        n_points.append(np.bincount(voxels, minlength=n_voxels))
+        labelled = np.flatnonzero(half.codes >= 0)  # -1: no label, such as the medial wall
+        by_label = _pairs(half.codes[labelled], labelled, (len(half.names), len(half.pia)))
+        votes.append((by_label @ sampled).toarray())
+        names += half.names
+    matrix = normalize(sparse.vstack(matrices).tocsr(), norm="l1")
     if not matrix.nnz:
         raise ValueError(
-            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one listener are expected"
+            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one subject are expected"
         )
-    side, votes = np.where(seen[0] + seen[1] > 0, seen[0] < seen[1], -1), np.concatenate(votes)
-    labels = np.array(names)[np.where(votes.any(0), votes.argmax(0) + 1, 0)]
-    vertices = np.where(
-        np.diff(matrix.tocsc().indptr) > 0, np.asarray(matrix.argmax(0)).ravel(), -1
-    )
-    parts = {
+    left, right = n_points
+    votes = np.concatenate(votes)
+    in_cortex = np.diff(matrix.tocsc().indptr) > 0
+    return {
         "data": matrix.data,
         "indices": matrix.indices,
         "indptr": matrix.indptr,
         "shape": matrix.shape,
+        "labels": np.array(names)[np.where(votes.any(0), votes.argmax(0) + 1, 0)],
+        "side": np.where(left + right > 0, left < right, -1),
+        "vertices": np.where(in_cortex, np.asarray(matrix.argmax(0)).ravel(), -1),
     }
-    return parts | {"labels": labels, "side": side, "vertices": vertices}
+
+
+def _scan(files):
+    """Number of each voxel of the mask, (x, y, z), -1 outside; transform from surface (x, y, z, 1) to it, (4, 4)."""
+    import nibabel
+
+    mask = np.asarray(nibabel.load(files["mask"]).dataobj).T > 0  # (z, y, x)
+    numbers = np.full(mask.shape, -1)
+    numbers[mask] = np.arange(mask.sum())
+    return numbers.T, np.array(json.loads(files["coord"].read_text())["coord"], float)
+
+
+def _hemisphere(files, h) -> SimpleNamespace:
+    """Surfaces of one hemisphere, (n_vertices, 3) each, and the label of each vertex as a code into `names`."""
+    from nibabel import freesurfer
+
+    codes, _, names = freesurfer.read_annot(files[f"{h} labels"])
+    half = SimpleNamespace(
+        pia=_points(files[f"{h} pia"]),
+        wm=_points(files[f"{h} wm"]),
+        sphere=freesurfer.read_geometry(files[f"{h} sphere"])[0],
+        codes=codes,
+    )
+    sizes = {name: len(values) for name, values in vars(half).items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"{files[f'{h} pia'].parents[1].name} {h}: surfaces of different vertices {sizes}; one subject's files are expected"
+        )
+    half.names = [re.sub(r"^[LR]_|_ROI$", "", name.decode()) for name in names]
+    return half
+
+
+def _sample(half, numbers, transform):
+    """Vertex and voxel of each point between white and pial surface that lies in the mask."""
+    depth = np.linspace(0, 1, SAMPLES)[:, None, None]
+    points = ((1 - depth) * half.wm + depth * half.pia).reshape(-1, 3)
+    places = np.floor(points @ transform[:3, :3].T + transform[:3, 3] + 0.5).astype(int)
+    inside = np.flatnonzero(((places >= 0) & (places < numbers.shape)).all(1))
+    voxels = numbers[tuple(places[inside].T)]
+    in_mask = voxels >= 0
+    return inside[in_mask] % len(half.pia), voxels[in_mask]
+
+
+def _register(sphere, fsaverage):
+    """Sparse (10242, n_vertices): which of a subject's vertices each fsaverage5 vertex takes, on the registered sphere."""
+    sphere = _unit(sphere)
+    own = np.arange(len(sphere))
+    nearest = cKDTree(fsaverage).query(sphere)[1]
+    untaken = np.setdiff1d(np.arange(N_VERTICES), nearest)
+    own = np.append(own, cKDTree(sphere).query(fsaverage[untaken])[1])
+    return _pairs(np.append(nearest, untaken), own, (N_VERTICES, len(sphere)))
