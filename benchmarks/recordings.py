@@ -1,4 +1,4 @@
-"""Memory and time of reading one participant of ds003020 at its full size, from made-up files (12 GB of disk).
+"""Memory and time of reading one subject of ds003020 at its full size, from made-up files (12 GB of disk).
 
     python benchmarks/recordings.py [--subject UTS03] [--folder /somewhere/with/room]
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from brainlib import lebel
 
-LABELS = {
-    "stories": "all 27 stories, in memory",
+STEPS = {
+    "stories": "all 27 stories, kept",
     "ceiling": "noise ceiling of the test story",
     "ridge": "26 stories, ridge of 768 features with four delays, scored",
 }
@@ -31,8 +31,7 @@ import numpy as np
 from brainlib import datasets, encoding, runtime
 root, subject, voxel_step, what = json.loads(sys.argv[1])
 ds = datasets.load(root, voxel_step=voxel_step)
-stories = ds.stories
-start = time.perf_counter()
+stories, start = ds.stories, time.perf_counter()
 if what == "stories":
     result = [ds.responses(subject, s) for s in stories]
 elif what == "ceiling":
@@ -109,8 +108,32 @@ def main():
         voxels, rows = make(Path(folder), options.subject)
         print(f"{options.subject}: {voxels} voxels, {rows} rows in 27 stories")
         runs = []
-        for what, voxel_step in TASKS:
-            runs.append(measure(folder, options.subject, what, voxel_step))
+        for what, voxel_step in (
+            ("stories", 1),
+            ("stories", 10),
+            ("ceiling", 1),
+            ("ceiling", 10),
+            ("ridge", 10),
+        ):
+            request = json.dumps([folder, options.subject, voxel_step, what])
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", READ, request],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise SystemExit(
+                    f"{what}, voxel_step {voxel_step}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})"
+                )
+            seconds, peak = json.loads(done.stdout)
+            runs.append(
+                {
+                    "what": STEPS[what],
+                    "voxel_step": voxel_step,
+                    "seconds": round(seconds, 1),
+                    "peak_gb": round(peak / 1000, 2),
+                }
+            )
             print(runs[-1], flush=True)
     about = {
         "subject": options.subject,

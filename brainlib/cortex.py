@@ -1,13 +1,17 @@
-"""From the voxels of a scan to fsaverage5 and to named regions, by the participant's own anatomy."""
+"""From the voxels of a scan to fsaverage5 and to named regions, by the subject's own anatomy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
+from sklearn.preprocessing import normalize
 
 from .runtime import atomic, cache_dir
 from .surface import N_VERTICES
@@ -41,12 +45,14 @@ UNIONS = {
 
 def with_unions(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Region masks of shape (n_voxels,) with the unions of regions, "auditory" and "late_language", after them."""
-    unions = {name: np.any([masks[p] for p in parts], axis=0) for name, parts in UNIONS.items()}
+    unions = {
+        name: np.any([masks[part] for part in parts], axis=0) for name, parts in UNIONS.items()
+    }
     return masks | unions
 
 
 def read(root, subject: str) -> SimpleNamespace:
-    """How one participant's voxels lie on fsaverage5 and in regions; computed once (seconds), then stored in the cache folder.
+    """How a subject's voxels lie on fsaverage5 and in regions; computed once (seconds), then kept in the cache folder.
 
     Parameters
     ----------
@@ -56,7 +62,7 @@ def read(root, subject: str) -> SimpleNamespace:
 
     Returns
     -------
-    cortex : namespace
+    anatomy : namespace
         `matrix`: sparse (20484, n_voxels), rows sum to one, or are empty where a vertex has no voxel; `vertices`:
         (n_voxels,) the vertex each voxel counts most for; `labels`: (n_voxels,) names; `regions`: masks. A voxel that no
         point lies in (of a mask that is thicker than cortex there are many) has vertex -1, label "", and no region.
@@ -71,63 +77,62 @@ def read(root, subject: str) -> SimpleNamespace:
     Notes
     -----
     Ten points between white and pial surface are taken to the scan by pycortex' transform, and each to the voxel it lies
-    in. A vertex of the participant then goes to the nearest vertex of fsaverage5 on the registered sphere; fsaverage5 vertices
+    in. A vertex of the subject then goes to the nearest vertex of fsaverage5 on the registered sphere; fsaverage5 vertices
     that none goes to take their nearest one. Voxels are numbered as pycortex does: in C order of the transposed mask.
     """
-    from scipy.sparse import csr_matrix
-
     files = _files(Path(root) / "derivative", subject)
-    stamp = repr(
-        [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
-        + [SAMPLES, VERSION]
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
+    key = hashlib.blake2b(repr([*stamps, SAMPLES, VERSION]).encode(), digest_size=8).hexdigest()
+    cached = cache_dir("cortex") / f"{subject}-{key}.npz"
+    if not cached.exists():
+        arrays = _build(files)
+        with atomic(cached) as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    arrays = SimpleNamespace(**np.load(cached))
+    matrix = sparse.csr_matrix(
+        (arrays.data, arrays.indices, arrays.indptr), shape=tuple(arrays.shape)
     )
-    kept = (
-        cache_dir("cortex")
-        / f"{subject}-{hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()}.npz"
-    )
-    if not kept.exists():
-        built = _build(files)
-        with atomic(kept) as part, part.open("wb") as file:
-            np.savez_compressed(file, **built)
-    found = SimpleNamespace(**np.load(kept))
-    matrix = csr_matrix((found.data, found.indices, found.indptr), shape=tuple(found.shape))
     atlas = int("HCPMMP1" in files["lh labels"].name)
-    regions = {name: np.isin(found.labels, both[atlas].split()) for name, both in REGIONS.items()}
-    regions = with_unions(regions)
-    regions |= {f"{side}_hemisphere": found.side == i for i, side in enumerate(SIDES.values())}
+    regions = {
+        name: np.isin(arrays.labels, parts[atlas].split()) for name, parts in REGIONS.items()
+    }
+    sides = {f"{side}_hemisphere": arrays.side == i for i, side in enumerate(SIDES.values())}
     return SimpleNamespace(
-        matrix=matrix, vertices=found.vertices, labels=found.labels, regions=regions
+        matrix=matrix,
+        vertices=arrays.vertices,
+        labels=arrays.labels,
+        regions=with_unions(regions) | sides,
     )
 
 
 def from_vertices(vertices):
     """The same sparse matrix for voxels that are vertices of fsaverage5; other vertices take the nearest one's (on the sphere)."""
-    from scipy.sparse import csr_matrix
-
-    there = np.flatnonzero(np.asarray(vertices) >= 0)
-    matrix = csr_matrix(
-        (np.ones(len(there)), (np.asarray(vertices)[there], there)),
-        shape=(2 * N_VERTICES, len(vertices)),
-    )
-    return _filled(matrix, np.full(2 * N_VERTICES, True))
+    vertices = np.asarray(vertices)
+    on_cortex = np.flatnonzero(vertices >= 0)
+    shape = (2 * N_VERTICES, len(vertices))
+    return _fill(_pairs(vertices[on_cortex], on_cortex, shape), np.full(2 * N_VERTICES, True))
 
 
 def every_nth(matrix, step: int):
-    """A matrix for one voxel in so many; vertices that lost all of theirs take the nearest vertex's (on the sphere)."""
-    return _filled(matrix[:, ::step].tocsr(), np.diff(matrix.indptr) > 0)
+    """A matrix for every `step`-th voxel; vertices that lost all of theirs take the nearest vertex's (on the sphere)."""
+    return _fill(matrix[:, ::step].tocsr(), np.diff(matrix.indptr) > 0)
 
 
-def _filled(matrix, wanted):
-    from scipy.spatial import cKDTree
-    from sklearn.preprocessing import normalize
+def _pairs(rows, columns, shape):
+    """Sparse matrix that counts how often each (row, column) occurs."""
+    return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
 
-    has, source = np.diff(matrix.indptr) > 0, np.arange(2 * N_VERTICES)
-    for i, sphere in enumerate(_spheres()):
-        half = slice(i * N_VERTICES, (i + 1) * N_VERTICES)
-        some = np.flatnonzero(has[half])
-        if len(some):
-            nearest = i * N_VERTICES + some[cKDTree(sphere[some]).query(sphere)[1]]
-            source[half] = np.where(wanted[half] & ~has[half], nearest, source[half])
+
+def _fill(matrix, wanted):
+    """Rows that sum to one; an empty row that is `wanted` becomes that of the nearest vertex with a voxel."""
+    filled = np.diff(matrix.indptr) > 0
+    source = np.arange(2 * N_VERTICES)
+    for first, sphere in zip((0, N_VERTICES), _spheres()):
+        half = slice(first, first + N_VERTICES)
+        candidates = np.flatnonzero(filled[half])
+        if len(candidates):
+            nearest = first + candidates[cKDTree(sphere[candidates]).query(sphere)[1]]
+            source[half] = np.where(wanted[half] & ~filled[half], nearest, source[half])
     return normalize(matrix, norm="l1")[source]
 
 
@@ -143,30 +148,21 @@ def _unit(points):
 
 
 def _files(base: Path, subject: str) -> dict[str, Path]:
-    """Where a participant's anatomy lies."""
-    names, surfaces, free = (
-        base / "subject_xfms.json",
-        base / "pycortex-db" / subject / "surfaces",
-        base / "freesurfer_subjdir" / subject,
-    )
-    known = json.loads(names.read_text()) if names.exists() else {}
-    transform = (
-        base / "pycortex-db" / subject / "transforms" / known.get(subject, f"{subject}_auto")
-    )
+    """Where a subject's anatomy lies."""
+    surfaces = base / "pycortex-db" / subject / "surfaces"
+    freesurfer = base / "freesurfer_subjdir" / subject
+    names = base / "subject_xfms.json"
+    transforms = json.loads(names.read_text()) if names.exists() else {}
+    transform = surfaces.parent / "transforms" / transforms.get(subject, f"{subject}_auto")
     files = {"mask": transform / "mask_thick.nii.gz", "coord": transform / "matrices.xfm"}
-    atlas = (
-        "HCPMMP1"
-        if all((free / "label" / f"{h}.HCPMMP1.annot").exists() for h in SIDES)
-        else "aparc.a2009s"
-    )
+    has_hcp = all((freesurfer / "label" / f"{h}.HCPMMP1.annot").exists() for h in SIDES)
+    atlas = "HCPMMP1" if has_hcp else "aparc.a2009s"
     for h in SIDES:
-        for name in ("pia", "wm"):  # .gii, but .npz for one participant of ds003020
+        for name in ("pia", "wm"):  # .gii, but .npz for one subject of ds003020
             plain, packed = surfaces / f"{name}_{h}.gii", surfaces / f"{name}_{h}.npz"
             files[f"{h} {name}"] = packed if packed.exists() and not plain.exists() else plain
-        files[f"{h} sphere"], files[f"{h} labels"] = (
-            free / "surf" / f"{h}.sphere.reg",
-            free / "label" / f"{h}.{atlas}.annot",
-        )
+        files[f"{h} sphere"] = freesurfer / "surf" / f"{h}.sphere.reg"
+        files[f"{h} labels"] = freesurfer / "label" / f"{h}.{atlas}.annot"
     missing = [str(p) for p in files.values() if not p.exists()]
     if missing:
         raise FileNotFoundError(
@@ -185,96 +181,85 @@ def _points(path: Path) -> np.ndarray:
 
 
 def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
-    import nibabel
-    from scipy.sparse import vstack
-    from sklearn.preprocessing import normalize
-
-    mask = np.asarray(nibabel.load(files["mask"]).dataobj).T > 0  # (z, y, x)
-    number = np.full(mask.shape, -1)  # of each voxel of the scan, as pycortex counts; -1 outside
-    number[mask] = np.arange(mask.sum())
-    # surface (x, y, z, 1) to voxel (i, j, k, 1)
-    transform = np.array(json.loads(files["coord"].read_text())["coord"], float)
-    rows, votes, seen, names = [], [], [], [""]
-    for side, target in zip(SIDES, _spheres()):
-        pia, white, sphere, codes, side_names = _surfaces(files, side)
-        sampled = _sample(pia, white, number=number, transform=transform)
-        rows.append(_register(sphere, target) @ sampled)
-        votes.append(_count_labels(codes, sampled, n_labels=len(side_names)))
-        seen.append(np.asarray(sampled.sum(0)).ravel())
-        names += side_names
-    matrix = normalize(vstack(rows).tocsr(), norm="l1")
+    """The arrays that `read` keeps: the parts of the sparse matrix, and label, side and vertex of each voxel."""
+    numbers, transform = _scan(files)
+    n_voxels = numbers.max() + 1
+    matrices, n_points, votes, names = [], [], [], [""]
+    for h, fsaverage in zip(SIDES, _spheres()):
+        half = _hemisphere(files, h)
+        vertices, voxels = _sample(half, numbers, transform)
+        sampled = _pairs(vertices, voxels, (len(half.pia), n_voxels))
+        matrices.append(_register(half.sphere, fsaverage) @ sampled)
+        n_points.append(np.bincount(voxels, minlength=n_voxels))
+        labelled = np.flatnonzero(half.codes >= 0)  # -1: no label, such as the medial wall
+        by_label = _pairs(half.codes[labelled], labelled, (len(half.names), len(half.pia)))
+        votes.append((by_label @ sampled).toarray())
+        names += half.names
+    matrix = normalize(sparse.vstack(matrices).tocsr(), norm="l1")
     if not matrix.nnz:
         raise ValueError(
-            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one "
-            "participant are expected"
+            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one subject are expected"
         )
-    side = np.where(seen[0] + seen[1] > 0, seen[0] < seen[1], -1)
+    left, right = n_points
     votes = np.concatenate(votes)
-    labels = np.array(names)[np.where(votes.any(0), votes.argmax(0) + 1, 0)]
-    placed = np.diff(matrix.tocsc().indptr) > 0
+    in_cortex = np.diff(matrix.tocsc().indptr) > 0
     return {
         "data": matrix.data,
         "indices": matrix.indices,
         "indptr": matrix.indptr,
         "shape": matrix.shape,
-        "labels": labels,
-        "side": side,
-        "vertices": np.where(placed, np.asarray(matrix.argmax(0)).ravel(), -1),
+        "labels": np.array(names)[np.where(votes.any(0), votes.argmax(0) + 1, 0)],
+        "side": np.where(left + right > 0, left < right, -1),
+        "vertices": np.where(in_cortex, np.asarray(matrix.argmax(0)).ravel(), -1),
     }
 
 
-def _surfaces(files, side):
-    """Of one hemisphere: pial and white points, registered sphere, label of each vertex, and the labels' names."""
+def _scan(files):
+    """Number of each voxel of the mask, (x, y, z), -1 outside; transform from surface (x, y, z, 1) to it, (4, 4)."""
     import nibabel
 
-    pia = _points(files[f"{side} pia"])
-    white = _points(files[f"{side} wm"])
-    sphere, _ = nibabel.freesurfer.read_geometry(files[f"{side} sphere"])
-    codes, _, encoded = nibabel.freesurfer.read_annot(files[f"{side} labels"])
-    parts = {"pia": pia, "wm": white, "sphere.reg": sphere, "labels": codes}
-    sizes = {name: len(part) for name, part in parts.items()}
+    mask = np.asarray(nibabel.load(files["mask"]).dataobj).T > 0  # (z, y, x)
+    numbers = np.full(mask.shape, -1)
+    numbers[mask] = np.arange(mask.sum())
+    return numbers.T, np.array(json.loads(files["coord"].read_text())["coord"], float)
+
+
+def _hemisphere(files, h) -> SimpleNamespace:
+    """Surfaces of one hemisphere, (n_vertices, 3) each, and the label of each vertex as a code into `names`."""
+    from nibabel import freesurfer
+
+    codes, _, names = freesurfer.read_annot(files[f"{h} labels"])
+    half = SimpleNamespace(
+        pia=_points(files[f"{h} pia"]),
+        wm=_points(files[f"{h} wm"]),
+        sphere=freesurfer.read_geometry(files[f"{h} sphere"])[0],
+        codes=codes,
+    )
+    sizes = {name: len(values) for name, values in vars(half).items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            f"{files[f'{side} pia'].parents[1].name} {side}: surfaces of different vertices {sizes}; "
-            "one participant's files are expected"
+            f"{files[f'{h} pia'].parents[1].name} {h}: surfaces of different vertices {sizes}; one subject's files are expected"
         )
-    names = [n.decode().removeprefix("L_").removeprefix("R_").removesuffix("_ROI") for n in encoded]
-    return pia, white, sphere, codes, names
+    half.names = [re.sub(r"^[LR]_|_ROI$", "", name.decode()) for name in names]
+    return half
 
 
-def _sample(pia, white, *, number, transform):
-    """Sparse (n_vertices, n_voxels): how many of a vertex's points between white and pial surface lie in a voxel."""
+def _sample(half, numbers, transform):
+    """Vertex and voxel of each point between white and pial surface that lies in the mask."""
     depth = np.linspace(0, 1, SAMPLES)[:, None, None]
-    points = ((1 - depth) * white + depth * pia).reshape(-1, 3)
-    place = np.floor(points @ transform[:3, :3].T + transform[:3, 3] + 0.5).astype(int)
-    inside = ((place >= 0) & (place < number.shape[::-1])).all(1)  # (i, j, k) against (z, y, x)
-    voxel = np.full(len(points), -1)
-    i, j, k = place[inside].T
-    voxel[inside] = number[k, j, i]
-    vertex = np.tile(np.arange(len(pia)), SAMPLES)
-    hit = voxel >= 0
-    return _ones(vertex[hit], voxel[hit], shape=(len(pia), number.max() + 1))
+    points = ((1 - depth) * half.wm + depth * half.pia).reshape(-1, 3)
+    places = np.floor(points @ transform[:3, :3].T + transform[:3, 3] + 0.5).astype(int)
+    inside = np.flatnonzero(((places >= 0) & (places < numbers.shape)).all(1))
+    voxels = numbers[tuple(places[inside].T)]
+    in_mask = voxels >= 0
+    return inside[in_mask] % len(half.pia), voxels[in_mask]
 
 
-def _register(sphere, target):
-    """Sparse (N_VERTICES, n_vertices): each vertex goes to its nearest on fsaverage5; those that get none take their nearest."""
-    from scipy.spatial import cKDTree
-
+def _register(sphere, fsaverage):
+    """Sparse (10242, n_vertices): which of a subject's vertices each fsaverage5 vertex takes, on the registered sphere."""
     sphere = _unit(sphere)
-    nearest = cKDTree(target).query(sphere)[1]
-    bare = np.setdiff1d(np.arange(N_VERTICES), nearest)
-    own = np.append(np.arange(len(sphere)), cKDTree(sphere).query(target[bare])[1])
-    return _ones(np.append(nearest, bare), own, shape=(N_VERTICES, len(sphere)))
-
-
-def _count_labels(codes, sampled, *, n_labels):
-    """(n_labels, n_voxels): how many points of a voxel have a label."""
-    labelled = np.flatnonzero(codes >= 0)  # -1: no label, such as the medial wall
-    one_hot = _ones(codes[labelled], labelled, shape=(n_labels, len(codes)))
-    return (one_hot @ sampled).toarray()
-
-
-def _ones(rows, columns, *, shape):
-    from scipy.sparse import coo_matrix
-
-    return coo_matrix((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
+    own = np.arange(len(sphere))
+    nearest = cKDTree(fsaverage).query(sphere)[1]
+    untaken = np.setdiff1d(np.arange(N_VERTICES), nearest)
+    own = np.append(own, cKDTree(sphere).query(fsaverage[untaken])[1])
+    return _pairs(np.append(nearest, untaken), own, (N_VERTICES, len(sphere)))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from . import cortex, encoding
-from .files import count_repeats, n_columns, n_rows, read_hf5, zscore
+from .files import hf5_shape, read_hf5, zscore
 from .stories import Story
 from .timing import DS003020, Clock
 
@@ -56,12 +56,9 @@ def load(
     Raises
     ------
     FileNotFoundError
-        If there is neither such a data set nor such a folder.
+        If no data set and no folder has this name.
     """
-    if subjects is not None:
-        options["subjects"] = subjects
-    if voxel_step != 1:
-        options["voxel_step"] = voxel_step
+    options |= {"subjects": subjects, "voxel_step": voxel_step}
     registered = {point.name: point for point in entry_points(group="brainlib.datasets")}
     base, _, split = name.partition(":")
     if base in registered:
@@ -88,14 +85,9 @@ def read_clock(description: dict, *, path: Path) -> Clock:
     tr = description.get("RepetitionTime", DS003020.tr)
     first = description.get("FirstRowTime", DS003020.first)
     trimmed = description.get("VolumesTrimmed", list(DS003020.trimmed))
-    numbers = all(isinstance(x, (int, float)) for x in (tr, first))
-    counts = isinstance(trimmed, (list, tuple)) and len(trimmed) == 2
-    if (
-        not numbers
-        or not counts
-        or not all(isinstance(n, int) and n >= 0 for n in trimmed)
-        or tr <= 0
-    ):
+    valid_times = all(isinstance(x, (int, float)) for x in (tr, first)) and tr > 0
+    pair = isinstance(trimmed, (list, tuple)) and len(trimmed) == 2
+    if not (valid_times and pair and all(isinstance(n, int) and n >= 0 for n in trimmed)):
         raise ValueError(
             f"{path}: RepetitionTime {tr!r}, FirstRowTime {first!r}, VolumesTrimmed {trimmed!r}; expected "
             "seconds above 0, seconds after sound onset, and [volumes cut at the start, at the end]"
@@ -119,29 +111,25 @@ class Tree:
             raise ValueError(f"voxel_step={voxel_step}; expected one voxel in 1, 2, 3, ...")
         self._prepare = prepare
         self._fetched = set()
+        self.filled: dict[tuple[str, str], int] = {}  # (subject, story): NaNs replaced by 0
         path = self.root / "dataset_description.json"
         self.description = json.loads(path.read_text()) if path.exists() else {}
         self.description |= description or {}
         self.name = self.description.get("Name", self.root.name)
         self.simulated = bool(self.description.get("Simulated", False))
         self.clock = read_clock(self.description, path=path)
+        self.tr = self.clock.tr  # seconds from one response row to the next
         volumes = self.root / DERIVATIVE / "respdict.json"
         self._volumes = json.loads(volumes.read_text()) if volumes.exists() else {}
         self.stories = list(self.description.get("Stories") or self._stories_on_disk())
         self.subjects = list(self.description.get("Subjects") or self._subjects_on_disk())
-        chosen = [subjects] if isinstance(subjects, str) else list(subjects or ())
-        for subject in chosen:
+        self._chosen = [subjects] if isinstance(subjects, str) else list(subjects or ())
+        for subject in self._chosen:
             self._check_name(subject, self.subjects, "subject")
-        self._chosen = chosen
-        self.subjects = chosen or self.subjects
-
-    @property
-    def tr(self) -> float:
-        """Seconds from one response row to the next."""
-        return self.clock.tr
+        self.subjects = self._chosen or self.subjects
 
     def _stories_on_disk(self) -> list[str]:
-        """Stories with a TextGrid, or with both sound and responses; all sounds if there is neither."""
+        """Stories with a TextGrid, or with both sound and responses; all sounds without any of these."""
         grids = {p.stem for p in (self.root / DERIVATIVE / "TextGrids").glob("[!.]*.TextGrid")}
         files = (self.root / "stimuli").glob("[!.]*")
         sounds = {p.stem for p in files if p.suffix in AUDIO_KINDS}
@@ -196,7 +184,7 @@ class Tree:
                 f"story {story!r}: no number of volumes in {DERIVATIVE}/respdict.json and no response file of "
                 f"{self.subjects}; expected one of them, to know its TRs"
             )
-        return n_rows(path)
+        return hf5_shape(path)[1]
 
     def _response_path(self, subject, story) -> Path:
         return self.root / DERIVATIVE / RESPONSES / subject / f"{story}.hf5"
@@ -226,10 +214,6 @@ class Tree:
 class Responses(Tree):
     """Reads response files: checked against the story's clock, z-scored per story, without NaN."""
 
-    def __init__(self, root, **options):
-        super().__init__(root, **options)
-        self.filled: dict[tuple[str, str], int] = {}  # (subject, story): NaNs replaced by 0
-
     def responses(self, subject: str, story: str, *, voxels=None, repeats=None) -> np.ndarray:
         """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
 
@@ -250,10 +234,10 @@ class Responses(Tree):
             The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs or sound.
         """
         if repeats is not None:
-            every_repeat = self.repeats(subject, story, voxels=voxels)
-            return self._zscored(every_repeat[repeats].mean(0), subject, story)
+            mean = self.repeats(subject, story, voxels=voxels)[repeats].mean(0)
+            return self._zscored(mean, subject, story)
         data, path = self._read(subject, story, "data", voxels)
-        once = count_repeats(path) == 1  # the mean of repeats has less spread than one
+        once = hf5_shape(path)[0] == 1  # the mean of repeats has less spread than one
         return self._zscored(data, subject, story, warn_unscaled=once)
 
     def repeats(self, subject: str, story: str, *, voxels=None) -> np.ndarray:
@@ -285,7 +269,7 @@ class Responses(Tree):
         self._check_name(subject, self.subjects, "subject")
         self._check_name(story, self.stories, "story")
         self.fetch([subject], [story], what=["responses"])
-        return count_repeats(self._response_path(subject, story))
+        return hf5_shape(self._response_path(subject, story))[0]
 
     def n_voxels(self, subject: str) -> int:
         """Number of voxels of a subject, after `voxel_step`; reads no responses."""
@@ -294,7 +278,7 @@ class Responses(Tree):
         if path is None:
             self.fetch([subject], self.stories[:1], what=["responses"])
             path = self._any_response_file(subject) or self._response_path(subject, self.stories[0])
-        return len(range(0, n_columns(path), self.voxel_step))
+        return len(range(0, hf5_shape(path)[2], self.voxel_step))
 
     def _any_response_file(self, subject) -> Path | None:
         paths = (self._response_path(subject, story) for story in self.stories)
@@ -306,24 +290,24 @@ class Responses(Tree):
         self.fetch([subject], [story], what=["responses"])
         path = self._response_path(subject, story)
         data = read_hf5(path, key, columns=self._columns(path, voxels))
-        about = self._story(story)
-        if data.shape[-2] != about.n_rows:
+        n_rows = self._story(story).n_rows
+        if data.shape[-2] != n_rows:
             source = (
                 "respdict.json, less the trimming" if story in self._volumes else "other subjects"
             )
             raise ValueError(
-                f"story {story!r}, {path}: {data.shape[-2]} response rows but {about.n_rows} TRs ({source}); "
+                f"story {story!r}, {path}: {data.shape[-2]} response rows but {n_rows} TRs ({source}); "
                 "was the audio cut, or is the file another story's?"
             )
-        if about.audio_path.exists():
-            _ = about.tr_times  # refuses rows beyond the sound
+        if self._story(story).audio_path.exists():
+            _ = self._story(story).tr_times  # refuses rows beyond the sound
         return data, path
 
     def _columns(self, path, voxels):
         """Columns of a response file that hold these voxels, counted after `voxel_step`."""
         if voxels is None:
             return slice(None, None, self.voxel_step)
-        columns = np.arange(n_columns(path))[:: self.voxel_step]
+        columns = np.arange(hf5_shape(path)[2])[:: self.voxel_step]
         try:
             if not isinstance(voxels, slice):
                 voxels = np.asarray(voxels, None if len(voxels) else int)
@@ -411,9 +395,10 @@ class Anatomy(Responses):
             ) from error
         path = self._any_response_file(subject)
         in_mask = anatomy.matrix.shape[1]
-        if path is not None and n_columns(path) != in_mask:
+        n_voxels = in_mask if path is None else hf5_shape(path)[2]
+        if n_voxels != in_mask:
             raise ValueError(
-                f"{path}: {n_columns(path)} columns, but {subject}'s mask holds {in_mask} voxels; is it "
+                f"{path}: {n_voxels} columns, but {subject}'s mask holds {in_mask} voxels; is it "
                 "another subject's?"
             )
         return anatomy
@@ -438,8 +423,8 @@ class Dataset(Anatomy):
         ``derivative/TextGrids/<story>.TextGrid`` (words), ``derivative/respdict.json`` (volumes per story),
         ``derivative/rois``, ``fsaverage5`` or the subject's anatomy, and ``dataset_description.json``.
     prepare : callable, optional
-        Called as ``prepare(subjects, stories, what)`` before files are first read, with `what` some of "stimuli",
-        "textgrids", "responses" and "cortex": builds or fetches them.
+        Called as ``prepare(subjects, stories, what)`` before files are first read, with `what` a list of "stimuli",
+        "textgrids", "responses" or "cortex": builds or fetches them.
     description : dict, optional
         What ``dataset_description.json`` may say, and goes before it: `Name`, `Simulated`, `Subjects`, `Stories`, `Split`
         ({"train": [...], "val": [...], "test": [...]}), and the clock of the rows: `RepetitionTime` (the TR in s, default
@@ -472,8 +457,9 @@ class Dataset(Anatomy):
 
     def __repr__(self):
         kind = "simulated subjects" if self.simulated else "recordings"
-        few = len(self.subjects) < 3
-        who = ", ".join(self.subjects) if few else f"{len(self.subjects)} subjects"
+        who = (
+            ", ".join(self.subjects) if len(self.subjects) < 3 else f"{len(self.subjects)} subjects"
+        )
         return f"Dataset({self.name!r}: {kind}, {who}, {len(self.stories)} stories)"
 
     @cached_property
@@ -520,9 +506,9 @@ class Dataset(Anatomy):
                 f"{self.name}: {split} stories {self.split[split]} were presented to {subject} once; a noise "
                 "ceiling needs repeats (ask has_repeats first)"
             )
-        chosen = slice(None) if repeats is None else repeats
+        repeats = slice(None) if repeats is None else repeats
         ceilings = [
-            encoding.noise_ceiling(self.repeats(subject, story)[chosen])
+            encoding.noise_ceiling(self.repeats(subject, story)[repeats])
             for story in self.split[split]
         ]
         return np.mean(ceilings, axis=0)

@@ -29,7 +29,7 @@ FILLERS = {
 }
 
 
-def check_file(path: Path, what: str, *, least: int = 1):
+def check_file(path: Path, what: str, *, smallest: int = 1):
     """Refuse a missing file, a git-annex pointer and an empty file, each with its remedy."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(
@@ -44,7 +44,7 @@ def check_file(path: Path, what: str, *, least: int = 1):
         raise ValueError(
             f"{path}: a git-annex pointer of {size} bytes, not its content; expected {what}: run `git annex get` or fetch the file again"
         )
-    if size < least:
+    if size < smallest:
         raise ValueError(f"{path}: {size} bytes; expected {what}: fetch the file again")
 
 
@@ -52,7 +52,7 @@ def read_audio(path: Path) -> np.ndarray:
     """Any file that soundfile reads, as (n_samples,) float32 mono at 16 kHz; channels are averaged, rates converted."""
     import soundfile
 
-    check_file(path, "a story's sound", least=100)
+    check_file(path, "a story's sound", smallest=100)
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -75,7 +75,7 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
     """
     from praatio import textgrid
 
-    check_file(path, "a TextGrid with a phone and a word tier", least=20)
+    check_file(path, "a TextGrid with a phone and a word tier", smallest=20)
     try:
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
     except Exception as error:  # praatio raises many kinds; all mean that the text is no TextGrid
@@ -126,7 +126,7 @@ def read_hf5(path: Path, key: str, *, columns=slice(None)) -> np.ndarray:
 def _opened(path: Path):
     import h5py
 
-    check_file(path, "an hf5 file of responses", least=8)
+    check_file(path, "an hf5 file of responses", smallest=8)
     try:
         with h5py.File(path, "r") as file:
             if "data" not in file:
@@ -140,22 +140,11 @@ def _opened(path: Path):
         ) from error
 
 
-def n_columns(path: Path) -> int:
-    """Number of voxels of a response file."""
+def hf5_shape(path: Path) -> tuple[int, int, int]:
+    """Repeats, TRs and voxels of a response file; reads no responses."""
     with _opened(path) as file:
-        return file["data"].shape[-1]
-
-
-def n_rows(path: Path) -> int:
-    """Number of TRs of a response file."""
-    with _opened(path) as file:
-        return file["data"].shape[0]
-
-
-def count_repeats(path: Path) -> int:
-    """How often the story of a response file was presented."""
-    with _opened(path) as file:
-        return file["individual_repeats"].shape[0] if "individual_repeats" in file else 1
+        n_repeats = file["individual_repeats"].shape[0] if "individual_repeats" in file else 1
+        return n_repeats, *file["data"].shape
 
 
 def zscore(data: np.ndarray) -> tuple[int, int, float]:

@@ -23,16 +23,21 @@ BUCKET = (
 )
 KINDS = ("stimuli", "textgrids", "responses", "cortex")
 RETRIES, BACKOFF_S = 5, 0.5  # of a file that did not come whole; the wait doubles each time
+TRY_AGAIN = (
+    408,
+    416,
+    429,
+)  # HTTP states below 500 that pass: timeout, wrong range, too many requests
 TIMEOUT_S = 20.0  # to connect, and between two pieces of a reply
 CHUNK_BYTES = 1 << 20
 SPARE = 500_000_000  # bytes to leave free
-TEST = "wheretheressmoke"  # heard five or ten times, all others once
-SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every participant had, in their order there, less the test story
+TEST = "wheretheressmoke"  # presented five or ten times, all others once
+SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every participant had, in their order, less the test story
     "alternateithicatom souls avatar legacy odetostepfather undertheinfluence howtodraw myfirstdaywiththeyankees naked life "
     "stagefright tildeath fromboyhoodtofatherhood sloth exorcism haveyoumethimyet adollshouse inamoment "
     "theclosetthatateeverything adventuresinsayingyes buck swimmingwithastronauts thatthingonmyarm eyespy itsabox hangtime"
 ).split()
-# Validation stories, as far as they can be told. Where sources differ:
+# Validation stories, as far as they are published. Where sources differ:
 #   braintuning: the paper says 24 training, 2 validation, 1 test; its code names 24 and one validation story, stagefright,
 #     which leaves life as the second. Its evaluation code trains on another 24, with stagefright, without
 #     myfirstdaywiththeyankees.
@@ -55,16 +60,15 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
     parts = table.path.str.extract(
         rf"^(?:{DERIVATIVE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
     )
-    names = {
+    kinds = {
+        "stimuli": "stimuli",
         "TextGrids": "textgrids",
         "preprocessed_data": "responses",
         "freesurfer_subjdir": "cortex",
         "pycortex-db": "cortex",
     }
-    table["kind"] = parts[0].replace(names)
-    table.loc[
-        table.path.isin([f"{DERIVATIVE}/respdict.json", f"{DERIVATIVE}/subject_xfms.json"]), "kind"
-    ] = "textgrids"  # they go with them
+    tables = table.path.isin([f"{DERIVATIVE}/respdict.json", f"{DERIVATIVE}/subject_xfms.json"])
+    table["kind"] = parts[0].map(kinds).mask(tables, "textgrids")  # the two go with them
     table["subject"] = parts[1].fillna("")
     table["story"] = parts[2].str.rsplit(".", n=1).str[0].where(table.kind != "cortex").fillna("")
     used = r"aparc\.a2009s\.annot|sphere\.reg|surfaces/(?:pia|wm)_[lr]h\.|mask_thick|matrices\.xfm"
@@ -74,34 +78,34 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
-    """The stories that one participant heard; UTS01 to UTS03 all 84, UTS09 54, the others 26 or 27."""
+    """The stories that a subject was presented; UTS01 to UTS03 all 84, UTS09 54, the others 26 or 27."""
     table = manifest() if table is None else table
-    heard = sorted(table.story[(table.kind == "responses") & (table.subject == subject)])
-    if not heard:
+    stories = sorted(table.story[(table.kind == "responses") & (table.subject == subject)])
+    if not stories:
         raise KeyError(
             f"ds003020 has no subject {subject!r}; it has {sorted(set(table.subject) - {''})}"
         )
-    return heard
+    return stories
 
 
-def _heard_by_all(subjects, table) -> list[str]:
+def _shared_stories(subjects, table) -> list[str]:
     return sorted(set.intersection(*(set(stories_of(s, table)) for s in subjects)))
 
 
 def split_of(
     subjects, name: str = "braintuning", table: pd.DataFrame | None = None
 ) -> dict[str, list[str]]:
-    """Whole stories that all `subjects` heard, split as a paper did: ``{"train": [...], "val": [...], "test": [...]}``.
+    """Whole stories that all `subjects` were presented, split as a paper did: ``{"train": [...], "val": [...], "test": [...]}``.
 
-    "braintuning" is of the 27 stories that nearly all participants heard, "brainwavlm" of all stories. Who heard no
-    validation story of a split validates on its last two training stories. Where the sources of a split disagree is said
-    beside `SPLITS` and on the book's page *Running on real recordings*.
+    "braintuning" is of the 27 stories that nearly all participants were presented, "brainwavlm" of all stories. A subject
+    without the validation stories of a split validates on its last two training stories. Where the sources of a split
+    disagree is said beside `SPLITS` and on the book's page *Running on real recordings*.
     """
     if name not in SPLITS:
         raise KeyError(f"no split {name!r} of ds003020; expected one of {sorted(SPLITS)}")
-    heard = _heard_by_all(subjects, table)
-    rest = [s for s in (SESSIONS if name == "braintuning" else heard) if s in heard and s != TEST]
-    val = [s for s in SPLITS[name] if s in heard] or rest[-2:]
+    shared = _shared_stories(subjects, table)
+    rest = [s for s in (SESSIONS if name == "braintuning" else shared) if s in shared and s != TEST]
+    val = [s for s in SPLITS[name] if s in shared] or rest[-2:]
     return {"train": [s for s in rest if s not in val], "val": val, "test": [TEST]}
 
 
@@ -115,7 +119,7 @@ def open_dataset(
     root : path, optional
         Where the files are or go: ``$BRAINLIB_LEBEL`` or ``cache_dir("lebel2023")`` if left out.
     subjects : list of str, optional
-        The split then holds only stories that all of them heard.
+        The split then holds only stories that all of them were presented.
     split : {"braintuning", "brainwavlm"}
     mirror, table
         See `fetch`.
@@ -126,22 +130,19 @@ def open_dataset(
     files = manifest(root if table is None else table)
     subjects = [subjects] if isinstance(subjects, str) else subjects
     everybody = sorted(set(files.subject) - {""})
-    chosen = split_of(
-        subjects or everybody[:1], split, files
-    )  # the first participant heard all stories
+    those = subjects or everybody[:1]  # the first participant was presented all stories
+    description = {
+        "Name": "lebel2023",
+        "Subjects": list(subjects or everybody),
+        "Stories": _shared_stories(those, files),
+        "Split": split_of(those, split, files),
+    }
 
     def prepare(subjects, stories, what):
         fetch(subjects, stories, what=what, root=root, mirror=mirror, table=files, strict=False)
 
-    prepare([], sum(chosen.values(), []), ["textgrids"])
-    heard = _heard_by_all(subjects or everybody[:1], files)
-    about = {
-        "Name": "lebel2023",
-        "Subjects": list(subjects or everybody),
-        "Stories": heard,
-        "Split": chosen,
-    }
-    return Dataset(root, prepare=prepare, description=about, **options)
+    prepare([], sum(description["Split"].values(), []), ["textgrids"])
+    return Dataset(root, prepare=prepare, description=description, **options)
 
 
 def fetch(
@@ -210,10 +211,9 @@ def fetch(
         defects = {p: d for p, d in defects.items() if p not in altered}
     if defects:
         source = str(mirror or os.environ.get("BRAINLIB_MIRROR") or BUCKET).rstrip("/")
-        with _sole_fetcher(root) as waited:
+        with _sole_fetcher(root):
             rows_left = rows[rows.path.isin(defects)]
-            if waited:
-                rows_left = rows[rows.path.isin(_defects(root, rows_left, md5=check))]
+            rows_left = rows_left[rows_left.path.isin(_defects(root, rows_left, md5=check))]
             _bring(rows_left, root, source=source, n_chosen=len(rows), jobs=jobs, quiet=quiet)
     return root
 
@@ -233,20 +233,18 @@ def _report_altered(root, altered, strict):
 
 @contextlib.contextmanager
 def _sole_fetcher(root):
-    """Hold the lock of a folder; yields whether another process had it."""
+    """Hold the lock of a folder; another process that has it is waited for."""
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".fetch.lock")
-    waited = False
     try:
         lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is fetching into {root}: waiting for it", flush=True)
         lock.acquire()
-        waited = True
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 
@@ -254,9 +252,7 @@ def _sole_fetcher(root):
 def _bring(rows, root, *, source, n_chosen, jobs, quiet):
     """Transfer files into ``.partial``, and give those that are whole their names."""
     parts = root / ".partial"
-    todo = rows[
-        rows.path.isin(_place(rows, parts, root))
-    ]  # others came whole before a run was ended
+    todo = rows[rows.path.isin(_place(rows, parts, root))]  # others came whole before a crash
     if todo.empty:
         return
     n_here = sum((parts / p).stat().st_size for p in todo.path if (parts / p).exists())
@@ -287,22 +283,23 @@ def _place(rows, parts: Path, root: Path) -> dict[str, str]:
     """Give whole files their names; what is wrong with the others."""
     failed = {}
     for row in rows.itertuples():
-        defect = _defect(parts / row.path, row, md5=True)
-        if defect is None:  # beside its place: a part of the tree may lie on another disk
+        failed[row.path] = _transfer_defect(parts / row.path, row)
+        if failed[row.path] is None:  # beside its place: a part of the tree may lie on another disk
             with atomic(root / row.path) as new:
                 shutil.move(parts / row.path, new)
-            continue
-        failed[row.path] = defect
-        if "instead" in defect:  # nothing that could be resumed
-            (parts / row.path).unlink()
-    return failed
+    return {path: defect for path, defect in failed.items() if defect}
+
+
+def _transfer_defect(part: Path, row) -> str | None:
+    """What is wrong with a transferred file; one that could not be resumed is removed."""
+    defect = _defect(part, row, md5=True)
+    if defect and "instead" in defect:
+        part.unlink()
+    return defect
 
 
 def _gb(n) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n >= size / 10:
-            return f"{n / size:.{2 if unit == 'GB' else 1}f} {unit}"
-    return f"{n / 1e3:.1f} kB"
+    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.2f} MB"
 
 
 def _root(root) -> Path:
@@ -325,7 +322,7 @@ def _chosen_rows(subjects, stories, what, table):
         lacking = sorted(set(stories) - set(presented[subject]))
         if lacking:
             raise ValueError(
-                f"{subject} did not hear {lacking}; `stories_of` lists the stories that {subject} heard"
+                f"{subject} did not hear {lacking}; `stories_of` lists the stories that {subject} was presented"
             )
     chosen = table.kind.isin(set(what)) & table.subject.isin([*subjects, ""])
     return table[chosen & table.story.isin([*stories, ""])]
@@ -354,12 +351,12 @@ def _transfer(source, todo, parts, *, jobs, quiet) -> dict[str, str]:
     """Bring files into `parts`, several at a time; reasons of what failed."""
     from tqdm.auto import tqdm
 
-    one = _download if source.startswith(("http://", "https://")) else _copy
+    bring = _download if source.startswith(("http://", "https://")) else _copy
     with (
         tqdm(total=int(todo.bytes.sum()), unit="B", unit_scale=True, disable=quiet) as bar,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        results = pool.map(lambda row: one(source, row, parts / row.path, bar), todo.itertuples())
+        results = pool.map(lambda row: bring(source, row, parts / row.path, bar), todo.itertuples())
         return {path: reason for path, reason in zip(todo.path, results) if reason}
 
 
@@ -378,29 +375,19 @@ def _download(source, row, part, bar) -> str | None:
     import urllib3
 
     part.parent.mkdir(parents=True, exist_ok=True)
-    reason = None
     for attempt in range(RETRIES + 1):
-        if attempt:
-            time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        time.sleep(BACKOFF_S * 2 ** (attempt - 1) if attempt else 0)
         try:
             _download_rest(f"{source}/{quote(row.path)}", part, row.bytes, bar)
+            reason = _transfer_defect(part, row)
+            if reason is None:
+                return None
         except requests.HTTPError as error:
-            status = error.response.status_code
-            reason = f"HTTP {status}"
-            if status < 500 and status not in (408, 416, 429):
+            reason = f"HTTP {error.response.status_code}"
+            if error.response.status_code < 500 and error.response.status_code not in TRY_AGAIN:
                 return reason
-            continue
-        except (requests.ConnectTimeout, requests.ConnectionError) as error:
-            reason = f"Could not connect, or the connection was lost ({type(error).__name__})"
-            continue
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            continue
-        reason = _defect(part, row, md5=True)
-        if reason is None:
-            return None
-        if "instead" in reason:  # nothing that could be resumed
-            part.unlink()
+            reason = f"Could not connect, or the connection was lost ({type(error).__name__})"
     return reason
 
 

@@ -27,7 +27,7 @@ def seed_everything(seed: int = 0) -> None:
 
 
 def pick_device(prefer: str | None = None) -> str:
-    """Name of the device to compute on: `prefer` if it is there, else "cuda", "mps" or "cpu".
+    """Name of the device to compute on: `prefer` where this machine has it, else "cuda", "mps" or "cpu".
 
     Raises
     ------
@@ -36,9 +36,8 @@ def pick_device(prefer: str | None = None) -> str:
     """
     import torch
 
-    devices = (
-        ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    )
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps, "cpu": torch.cpu}
+    devices = [name for name, backend in backends.items() if backend.is_available()]
     if prefer not in (None, "auto") and prefer.split(":")[0] not in devices:
         raise ValueError(
             f"device {prefer!r} is not on this machine; found {devices}: choose one or leave it out"
@@ -71,9 +70,7 @@ def atomic(path: str | Path):
         yield holder / path.name
         new = holder / path.name
         old = holder / "old"
-        if (
-            path.is_dir() and new.is_dir()
-        ):  # a folder cannot replace a full one in a single step: move the old aside
+        if path.is_dir() and new.is_dir():  # a folder cannot replace a full one in a single step
             path.rename(old)
         try:
             new.replace(path)
@@ -140,15 +137,8 @@ def on_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ and HOSTNAME.exists()
 
 
-def _memory_gb() -> float:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    except (AttributeError, ValueError):  # no POSIX
-        return float("nan")
-
-
 def set_up(parameters: dict) -> dict:
-    """Tell what a notebook runs on, and fit its parameters to it; the last line of every notebook's set-up cell.
+    """Print what a notebook runs on, and fit its parameters to it; the last line of every notebook's set-up cell.
 
     Parameters
     ----------
@@ -182,7 +172,8 @@ def set_up(parameters: dict) -> dict:
 
 
 def _print_machine() -> bool:
-    """Print GPU, cores and memory; whether there is a GPU."""
+    """Print GPU, cores and memory; whether the machine has a GPU."""
+    import psutil
     import torch
 
     gpu = torch.cuda.is_available()
@@ -191,7 +182,7 @@ def _print_machine() -> bool:
         print(f"GPU: {torch.cuda.get_device_name()}, {total:.1f} GB, {free:.1f} GB of it free")
     else:
         print("no GPU")
-    print(f"{os.cpu_count()} CPU cores, {_memory_gb():.1f} GB of memory")
+    print(f"{os.cpu_count()} CPU cores, {psutil.virtual_memory().total / 1e9:.1f} GB of memory")
     return gpu
 
 

@@ -14,7 +14,7 @@ from .timing import DS003020, Clock, scan_trs, tr_centres
 
 
 class Story:
-    """One story: its sound, its words and phonemes with times, and the TRs at which a brain listened.
+    """One story: its sound, its words and phonemes with times, and the TRs of its responses.
 
     Parameters
     ----------
@@ -60,20 +60,16 @@ class Story:
         self.grid_path = Path(grid_path)
         self.clock = clock
         self._n_rows = n_rows
-        self._prepare = prepare
-
-    def _fetch(self, what):
-        if self._prepare is not None:
-            self._prepare(what)
+        self._prepare = prepare or (lambda what: None)
 
     @cached_property
     def audio(self) -> np.ndarray:
-        self._fetch("stimuli")
+        self._prepare("stimuli")
         return read_audio(self.audio_path)
 
     @cached_property
     def _tiers(self):
-        self._fetch("textgrids")
+        self._prepare("textgrids")
         return read_textgrid(self.grid_path)
 
     @property
@@ -82,8 +78,8 @@ class Story:
             return len(self.audio) / self.rate
         import soundfile
 
-        self._fetch("stimuli")
-        check_file(self.audio_path, "a story's sound", least=100)
+        self._prepare("stimuli")
+        check_file(self.audio_path, "a story's sound", smallest=100)
         return soundfile.info(self.audio_path).duration
 
     @property

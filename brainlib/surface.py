@@ -48,12 +48,12 @@ def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
     matrix, values = ds.fsaverage5(subject), np.asarray(values, float)
     if values.shape != (matrix.shape[1],):
         raise ValueError(
-            f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: one value a voxel"
+            f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: expected one value per voxel"
         )
-    there = np.isfinite(values)
-    weight = matrix @ there.astype(float)
+    finite = np.isfinite(values)
+    weight = matrix @ finite.astype(float)
     with np.errstate(invalid="ignore"):
-        filled = np.where(weight > 0, matrix @ np.where(there, values, 0) / weight, np.nan)
+        filled = np.where(weight > 0, matrix @ np.where(finite, values, 0) / weight, np.nan)
     return np.where(np.concatenate(list(medial_wall().values())), np.nan, filled)
 
 
@@ -61,6 +61,11 @@ def label(ds, text: str = "") -> str:
     """A figure's title, with the data set and, if it is, the word *simulated*."""
     source = f"{ds.name}, simulated" if ds.simulated else ds.name
     return f"{text} ({source})" if text else source
+
+
+def _on_vertices(ds, subject, values) -> np.ndarray:
+    values = np.asarray(values, float)
+    return values if values.shape == (2 * N_VERTICES,) else to_fsaverage5(ds, subject, values)
 
 
 def _image(values):
@@ -108,26 +113,20 @@ def plot_cortex(
     import matplotlib.pyplot as plt
     from nilearn.plotting import plot_surf_stat_map
 
-    values = np.asarray(values, float)
-    if values.shape != (2 * N_VERTICES,):
-        values = to_fsaverage5(ds, subject, values)
+    values = _on_vertices(ds, subject, values)
     finite = values[np.isfinite(values)]
     if vmin is None:
-        vmin = min(0.0, float(finite.min(initial=0.0)))
+        vmin = finite.min(initial=0.0)
     if vmax is None:
-        vmax = max(float(finite.max()), vmin + 1e-6) if len(finite) else 1.0
-    if axes is None:
-        axes = _four_axes()
-    axes = np.ravel(axes)
-    image = _image(values)
-    sulci = _meshes()[1]
+        vmax = max(finite.max(), vmin + 1e-6) if len(finite) else 1.0
+    axes = _four_axes() if axes is None else np.ravel(axes)
     views = [(side, view) for view in ("lateral", "medial") for side in ("left", "right")]
     for ax, (side, view) in zip(axes, views):
         plot_surf_stat_map(
-            stat_map=image,
+            stat_map=_image(values),
             hemi=side,
             view=view,
-            bg_map=sulci,
+            bg_map=_meshes()[1],
             bg_on_data=False,
             cmap=cmap,
             vmin=vmin,
@@ -147,18 +146,23 @@ def plot_cortex(
     return axes
 
 
+def _four_axes():
+    import matplotlib.pyplot as plt
+
+    margins = {"wspace": 0, "hspace": 0, "left": 0, "right": 0.95, "top": 0.88, "bottom": 0}
+    options = {"figsize": (7.5, 6.2), "subplot_kw": {"projection": "3d"}, "gridspec_kw": margins}
+    return plt.subplots(2, 2, **options)[1].ravel()
+
+
 def view_cortex(
     ds, subject: str, values, title: str = "", *, cmap: str = "viridis", vmin=None, vmax=None
 ):
     """The cortex to turn around in a browser (both hemispheres, self-contained HTML): nilearn's view object."""
     from nilearn.plotting import view_surf
 
-    values = np.asarray(values, float)
-    if values.shape != (2 * N_VERTICES,):
-        values = to_fsaverage5(ds, subject, values)
     view = view_surf(
         surf_mesh=_meshes()[0]["inflated"],
-        surf_map=_image(values),
+        surf_map=_image(_on_vertices(ds, subject, values)),
         bg_map=_meshes()[1],
         hemi="both",
         cmap=cmap,

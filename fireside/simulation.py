@@ -1,8 +1,8 @@
-"""fireside: spoken stories written for this book, and the *simulated* subjects who hear them.
+"""fireside: spoken stories written for this book, and *simulated* subjects who were presented them.
 
 The stories, their sound and their times are real (text to speech); the brains are not. Each subject's cortex is driven
-by four levels of the speech, in regions placed by published coordinates, through a haemodynamic response and
-under autocorrelated, spatially smooth noise, so that every method in the book can be held against a known truth.
+by four known levels of the speech, in regions placed by published coordinates, through a haemodynamic response and
+under autocorrelated, spatially smooth noise, so that every method in the book can be compared with a ground truth.
 """
 
 from __future__ import annotations
@@ -26,31 +26,19 @@ from .topography import REGIONS, RIGHT, cortex, field, nearest_region, rois
 
 ASSETS = Path(__file__).parent / "assets"
 SUBJECTS = tuple(f"SIM{i:02d}" for i in range(1, 9))
-REPEATS = {
-    "lastferry": 10,
-    "elevenbridges": 5,
-    "secondopinion": 5,
-}  # the test story and the two validation stories
+REPEATS = {"lastferry": 10, "elevenbridges": 5, "secondopinion": 5}  # of test, validation stories
 LEVELS = ("acoustic", "phonetic", "meaning", "context")
 VERSION = 2  # of the simulation: raise it when what is simulated changes
-RATE_HZ = 10  # of the features that drive voxels, before the haemodynamic response
+RATE_HZ = 10  # of the levels' features, before the haemodynamic response
 CONTEXT_S = 6.0  # time over which context integrates word meaning
-HRF_PEAKS_S = (
-    4.0,
-    5.0,
-    6.0,
-    7.0,
-)  # voxels lie between these (Handwerker et al. 2004: peaks vary by seconds)
-
+HRF_PEAKS_S = (4.0, 5.0, 6.0, 7.0)  # voxels lie between these (Handwerker et al. 2004)
 # share of one repeat's variance that is signal: (weakest, strongest driven voxel)
 NOISE = {"clean": (0.10, 0.50), "scanner": (0.01, 0.12), "null": (0.0, 0.0)}
 
 
 def open_dataset(root: str | Path | None = None, *, noise: str = "clean", **options) -> Dataset:
-    """The tree of fireside, stories laid out, subjects built when first asked for. See `datasets.load`."""
-    _check_noise(noise)
-    root = Path(root) if root else cache_dir("fireside", noise)
-    _lay_out(root, noise)
+    """The tree of fireside with its stories; subjects are simulated when first read. See `datasets.load`."""
+    root = build([], noise=noise, root=root)
     return Dataset(
         root,
         prepare=lambda subjects, stories, what: build(subjects, noise=noise, root=root),
@@ -80,7 +68,8 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
     A subject's folder is written under another name and renamed when it is whole, so a killed build leaves nothing
     that could be taken for data. Two builds give the same bytes on one machine.
     """
-    _check_noise(noise)
+    if noise not in NOISE:
+        raise ValueError(f"noise level {noise!r}; expected one of {sorted(NOISE)}")
     root = Path(root) if root else cache_dir("fireside", noise)
     _lay_out(root, noise)
     for subject in subjects:
@@ -90,11 +79,6 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
         if not target.is_dir():  # written last of a subject's files, and by one rename
             _build_subject(root, subject, noise, target)
     return root
-
-
-def _check_noise(noise):
-    if noise not in NOISE:
-        raise ValueError(f"noise level {noise!r}; expected one of {sorted(NOISE)}")
 
 
 def _stories() -> list[str]:
@@ -119,38 +103,29 @@ def _lay_out(root: Path, noise: str):
     """Sound, TextGrids, scan lengths and description; responses of another version are removed, another data set is refused."""
     path = root / "dataset_description.json"
     description = _description(noise)
-    if path.exists():
-        present = json.loads(path.read_text())
-        if present == description:
-            return
-        if present.get("Name") != "fireside" or present.get("NoiseLevel") != noise:
-            raise ValueError(
-                f"{root} holds {present.get('Name')!r} at noise {present.get('NoiseLevel')!r}; "
-                f"expected an empty folder or fireside at {noise!r}"
-            )
-        for folder in (RESPONSES, "truth", "rois", "fsaverage5"):  # of an older version
-            shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
-    counts = {}
-    for name in _stories():
-        story = embedded_story(name)
-        counts[name] = scan_trs(story.duration)
-        for source, folder in (
-            (story.audio_path, root / "stimuli"),
-            (story.grid_path, root / DERIVATIVE / "TextGrids"),
-        ):
-            with atomic(folder / source.name) as part:
-                shutil.copyfile(source, part)
-    _write_json(root / DERIVATIVE / "respdict.json", counts)
+    present = json.loads(path.read_text()) if path.exists() else {}
+    if present == description:
+        return
+    name, level = present.get("Name"), present.get("NoiseLevel")
+    if path.exists() and (name, level) != ("fireside", noise):
+        raise ValueError(
+            f"{root} holds {name!r} at noise {level!r}; expected an empty folder or fireside at {noise!r}"
+        )
+    older = (RESPONSES, "truth", "rois", "fsaverage5") if present else ()  # to be built anew
+    for folder in older:
+        shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
+    stories = [embedded_story(name) for name in _stories()]
+    for story in stories:
+        _copy(story.audio_path, root / "stimuli")
+        _copy(story.grid_path, root / DERIVATIVE / "TextGrids")
+    volumes = {story.name: scan_trs(story.duration) for story in stories}
+    _write_json(root / DERIVATIVE / "respdict.json", volumes)
     _write_json(path, description)
 
 
 def _description(noise: str) -> dict:
+    """What ``dataset_description.json`` says: split, version and noise level."""
     most = max(REPEATS.values())
-    split = {
-        "train": [s for s in _stories() if s not in REPEATS],
-        "val": [s for s, n in REPEATS.items() if n < most],
-        "test": [s for s, n in REPEATS.items() if n == most],
-    }
     return {
         "Name": "fireside",
         "BIDSVersion": "1.8.0",
@@ -160,8 +135,17 @@ def _description(noise: str) -> dict:
         "SimulationVersion": f"{VERSION}-{_assets_hash()}",
         "NoiseLevel": noise,
         "Subjects": list(SUBJECTS),
-        "Split": split,
+        "Split": {
+            "train": [s for s in _stories() if s not in REPEATS],
+            "val": [s for s, n in REPEATS.items() if n < most],
+            "test": [s for s, n in REPEATS.items() if n == most],
+        },
     }
+
+
+def _copy(source: Path, folder: Path):
+    with atomic(folder / source.name) as part:
+        shutil.copyfile(source, part)
 
 
 def _write_json(path, content):
@@ -169,10 +153,10 @@ def _write_json(path, content):
         part.write_text(json.dumps(content, indent=1))
 
 
-# ------------------------------------------------------------------ what drives voxels over time
+# ------------------------------------------------------------------ levels of the speech
 @lru_cache(maxsize=1)
 def _token_means():
-    """Mean articulation over all phonemes and mean word vector over all words, so that the levels carry no rate."""
+    """Mean articulation over all phonemes and mean word vector over all words, so that features of levels carry no rate."""
     stories = [embedded_story(s) for s in _stories()]
     return (
         np.concatenate([lowlevel.articulation(s)[0] for s in stories]).mean(0),
@@ -198,7 +182,7 @@ def word_vectors(story):
 
 
 @lru_cache(maxsize=64)
-def _planted(name: str) -> dict[str, np.ndarray]:
+def _levels(name: str) -> dict[str, np.ndarray]:
     """Features of the four levels at 10 Hz from sound onset to the end of the scan, each (n_times, n_features)."""
     story = embedded_story(name)
     n = int((scan_trs(story.duration) * DS003020.tr - LEAD_IN_S) * RATE_HZ)
@@ -207,24 +191,22 @@ def _planted(name: str) -> dict[str, np.ndarray]:
     steps = lowlevel.RATE_HZ // RATE_HZ
     frames = loud[: len(loud) // steps * steps].reshape(-1, steps, loud.shape[1]).mean(1) / 80 + 1
     acoustic[: len(frames)] = frames[:n]
-    out = {"acoustic": acoustic}
+    levels = {"acoustic": acoustic}
     for level, (values, times), mean in zip(
         LEVELS[1:3], (lowlevel.articulation(story), word_vectors(story)), _token_means()
     ):
-        out[level] = np.zeros((n, values.shape[1]), np.float32)
-        np.add.at(out[level], np.minimum((times * RATE_HZ).astype(int), n - 1), values - mean)
+        levels[level] = np.zeros((n, values.shape[1]), np.float32)
+        np.add.at(levels[level], np.minimum((times * RATE_HZ).astype(int), n - 1), values - mean)
     kernel = np.exp(-np.arange(0, 4 * CONTEXT_S, 1 / RATE_HZ) / CONTEXT_S)
-    out["context"] = signal.fftconvolve(out["meaning"], kernel[:, None], axes=0)[:n].astype(
-        np.float32
-    )
-    return out
+    context = signal.fftconvolve(levels["meaning"], kernel[:, None], axes=0)[:n]
+    return levels | {"context": context.astype(np.float32)}
 
 
 def level_features(story, level: str) -> np.ndarray:
     """What drives a simulated voxel of that level, before the haemodynamic response: (n_trs, n_features), at TRs."""
     if level not in LEVELS:
-        raise KeyError(f"no simulated level {level!r}; expected one of {list(LEVELS)}")
-    values = _planted(story.name)[level]
+        raise KeyError(f"no level {level!r}; expected one of {list(LEVELS)}")
+    values = _levels(story.name)[level]
     return downsample(values, np.arange(len(values)) / RATE_HZ, story.tr_times)
 
 
@@ -240,24 +222,23 @@ def hrf(peak: float, rate: float = RATE_HZ) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _driven() -> dict[str, list[np.ndarray]]:
     """For each level a list over stories of (n_peaks, n_trs, n_features): features through each haemodynamic response, z-scored over all."""
-    out = {}
+    driven = {}
     for level in LEVELS:
         stories = []
         for name in _stories():
-            values = _planted(name)[level]
+            values = _levels(name)[level]
             at = (embedded_story(name).tr_times * RATE_HZ).astype(int)
-            seen = [
+            convolved = [
                 signal.fftconvolve(values, hrf(p)[:, None], axes=0)[: len(values)][at]
                 for p in HRF_PEAKS_S
             ]
-            stories.append(np.stack(seen).astype(np.float32))
+            stories.append(np.stack(convolved).astype(np.float32))
         everything = np.concatenate(stories, axis=1)
-        mean, scale = (
-            everything.mean(1, keepdims=True),
-            everything.std((0, 1)).mean() if level != "acoustic" else everything.std((0, 1)),
-        )
-        out[level] = [(s - mean) / scale for s in stories]
-    return out
+        mean, scale = everything.mean(1, keepdims=True), everything.std((0, 1))
+        if level != "acoustic":
+            scale = scale.mean()
+        driven[level] = [(s - mean) / scale for s in stories]
+    return driven
 
 
 # ------------------------------------------------------------------ subjects
@@ -268,22 +249,20 @@ def _seed(*words) -> np.random.Generator:
 
 
 def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
-    """What a simulated subject is made of: shares of the levels, snr, peak of the response, weights of each level's features."""
+    """What drives each voxel of a subject: shares of the levels, snr, peak of the response, weights of each level's features."""
     distance, n_left = cortex()[2], cortex()[3]
-    own = _seed("listener", subject)
+    own = _seed("listener", subject)  # the word is part of the seed
     shares = np.zeros((len(LEVELS), distance.shape[1]))
     strength = np.zeros(distance.shape[1])
     for d, (_, reach, peak, levels, roi) in zip(distance, REGIONS.values()):
-        here = peak * own.uniform(0.85, 1.0) * np.exp(-0.5 * (d / reach) ** 2)
-        here[n_left:] *= 1.0 if roi.startswith("auditory") else RIGHT
-        shares += (
-            here**3 * np.array(levels)[:, None]
-        )  # the nearest region decides, its neighbours blend in
-        strength = np.maximum(strength, here)
+        of_region = peak * own.uniform(0.85, 1.0) * np.exp(-0.5 * (d / reach) ** 2)
+        of_region[n_left:] *= 1.0 if roi.startswith("auditory") else RIGHT
+        # the nearest region decides, its neighbours blend in
+        shares += of_region**3 * np.array(levels)[:, None]
+        strength = np.maximum(strength, of_region)
     shares /= np.maximum(shares.sum(0), 1e-9)
-    strength[
-        np.isin(nearest_region(), [i for i, r in enumerate(REGIONS.values()) if r[2] == 0])
-    ] = 0.0  # the null region
+    null_regions = [i for i, r in enumerate(REGIONS.values()) if r[2] == 0]
+    strength[np.isin(nearest_region(), null_regions)] = 0.0
     low, high = NOISE[noise]
     driven = strength > 0.08
     gain = own.uniform(0.85, 1.0) * np.exp(0.15 * field(own, 1, 3)[0])
@@ -297,12 +276,9 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
     for name in LEVELS:
         n_features = _driven()[name][0].shape[2]
         common = field(_seed("shared", name), n_features, 2)
-        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(
-            own, n_features, 2
-        )  # topography is shared, weights differ
-        if (
-            name == "acoustic"
-        ):  # tonotopy: each voxel prefers a band, and the preference drifts over cortex
+        # topography is shared, weights differ
+        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(own, n_features, 2)
+        if name == "acoustic":  # tonotopy: each voxel prefers a band, which drifts over cortex
             centre = n_features * (0.5 + 0.25 * np.clip(weights[0], -1.8, 1.8))
             weights = np.exp(-0.5 * ((np.arange(n_features)[:, None] - centre) / 5) ** 2)
         parts[name] = weights.astype(np.float32)
@@ -314,8 +290,6 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     import h5py
 
     parts = _topography(subject, noise)
-    stories = _stories()
-    signals = _signals(parts)
     levels = {name: parts["shares"][i] * (parts["snr"] > 0) for i, name in enumerate(LEVELS)}
     _save(
         root / DERIVATIVE / "truth" / f"{subject}.npz",
@@ -327,17 +301,17 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     _save(root / DERIVATIVE / "fsaverage5" / f"{subject}.npz", vertices=cortex()[0])
     with atomic(target) as folder:
         folder.mkdir()
-        for name, clean in zip(stories, signals):
+        for name, clean in zip(_stories(), _signals(parts)):
             rng = _seed(noise, subject, name)
-            heard = [
+            repeats = [
                 np.sqrt(parts["snr"]) * clean + np.sqrt(1 - parts["snr"]) * _noise(rng, len(clean))
                 for _ in range(REPEATS.get(name, 1))
             ]
-            heard = np.stack([_zscore(h) for h in heard]).astype(np.float32)
+            repeats = np.stack([_zscore(y) for y in repeats]).astype(np.float32)
             with h5py.File(folder / f"{name}.hf5", "w") as file:
-                file["data"] = _zscore(heard.mean(0)) if len(heard) > 1 else heard[0]
-                if len(heard) > 1:
-                    file["individual_repeats"] = heard
+                file["data"] = _zscore(repeats.mean(0)) if len(repeats) > 1 else repeats[0]
+                if len(repeats) > 1:
+                    file["individual_repeats"] = repeats
 
 
 def _save(path, **arrays):
@@ -354,9 +328,8 @@ def _save(path, **arrays):
 def _signals(parts) -> list[np.ndarray]:
     """Noise-free responses, a list over stories of (n_trs, n_voxels) of unit variance over all stories where driven."""
     peaks = np.array(HRF_PEAKS_S)
-    mix = np.maximum(1 - np.abs(parts["hrf_peak"] - peaks[:, None]), 0).astype(
-        np.float32
-    )  # between the two nearest peaks
+    between = np.maximum(1 - np.abs(parts["hrf_peak"] - peaks[:, None]), 0)  # two nearest peaks
+    mix = between.astype(np.float32)
     lengths = [s.shape[1] for s in _driven()[LEVELS[0]]]
     total = np.zeros((sum(lengths), mix.shape[1]), np.float32)
     for share, level in zip(parts["shares"], LEVELS):
@@ -367,7 +340,7 @@ def _signals(parts) -> list[np.ndarray]:
 
 
 def _noise(rng, n_trs: int) -> np.ndarray:
-    """Noise of unit variance, (n_trs, n_voxels): half smooth and autocorrelated (.5 a TR), 42 % white, 8 % slow drift."""
+    """Noise of unit variance, (n_trs, n_voxels): half smooth and autocorrelated (.5 per TR), 42 % white, 8 % slow drift."""
     slow = signal.lfilter([np.sqrt(1 - 0.5**2)], [1, -0.5], field(rng, n_trs + 20), axis=0)[20:]
     white = rng.standard_normal(slow.shape, dtype=np.float32)
     t = np.arange(n_trs)[:, None] / n_trs

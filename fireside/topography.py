@@ -11,10 +11,10 @@ from brainlib.surface import N_VERTICES, medial_wall
 
 N_HEMI = 2562  # fsaverage5's first vertices of a hemisphere are those of its parent mesh, evenly spread over it
 
-# name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, shares of the levels, region
+# name: left MNI coordinate (the right one is its mirror image), reach in mm, strength, levels' shares, region
 # of interest. Sources: G Glasser et al. 2016 (centres of A1, 45, PGi), V Vigneau et al. 2006 (peaks of clusters),
 # A Andrews-Hanna et al. 2010 (default network), P Power et al. 2011. Which level drives which region is *chosen here*,
-# after the order of levels found by de Heer et al. 2017 and Lerner et al. 2011.
+# after the order of levels reported by de Heer et al. 2017 and Lerner et al. 2011.
 REGIONS = {
     "A1 (G)": ((-44, -25, 11), 15, 1.0, (1.0, 0.0, 0.0, 0.0), "auditory_core"),
     "belt, around A1 (G)": ((-54, -22, 8), 15, 0.9, (0.7, 0.3, 0.0, 0.0), "auditory_belt"),
@@ -61,9 +61,8 @@ def cortex():
         sphere = mesh["sphere"].parts[side].coordinates[keep]
         sphere = sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
         angle = np.arccos(np.clip(sphere @ sphere.T, -1, 1))
-        kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(
-            np.float32
-        )  # about 10 mm full width at half maximum
+        # about 10 mm full width at half maximum
+        kernel = np.exp(-0.5 * (angle * 100 / 4.5) ** 2).astype(np.float32)
         smoothers.append(kernel / np.linalg.norm(kernel, axis=1, keepdims=True))
         vertices.append(keep + (0 if side == "left" else N_VERTICES))
     return (

@@ -67,7 +67,7 @@ def write_responses(path, data, repeats=None):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A tree of four stories of 40 s and one subject of six voxels, in the layout of ds003020; `d` was heard three times."""
+    """A tree of four stories of 40 s and one subject of six voxels, in the layout of ds003020; `d` was presented three times."""
     rng = np.random.default_rng(0)
     for name in "abcd":
         for folder in ("stimuli", "derivative/TextGrids"):

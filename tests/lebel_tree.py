@@ -31,7 +31,7 @@ HALF = ("sloth",)  # wavs of one channel
 LATER = "wheretheressmoke"  # whose scan is one volume longer than the rule says
 LACKS = {"UTS04": "life", "UTS09": "fromboyhoodtofatherhood"}
 SHAPE = (17, 24, 19)  # (z, y, x), so that a mix-up of axes shows
-LABELS = {  # Destrieux names of the simulated listeners' regions
+LABELS = {  # Destrieux names of the simulated subjects' regions
     "auditory_core": "G_temp_sup-G_T_transv",
     "auditory_belt": "G_temp_sup-Plan_tempo",
     "superior_temporal": "G_temp_sup-Lateral",
@@ -155,7 +155,7 @@ def write_story(path, subject, name, drive, gain, rng):
 
 # ------------------------------------------------------------------ anatomy
 def make_anatomy(root, subject, free=True, packed=False, order=None, size=9.0):
-    """fsaverage5 itself as a listener, in a slanted scan of 9 mm voxels; how many voxels its mask holds."""
+    """fsaverage5 itself as a subject, in a slanted scan of 9 mm voxels; how many voxels its mask holds."""
     from nilearn.datasets import load_fsaverage
 
     mesh, base = load_fsaverage("fsaverage5"), root / "derivative"

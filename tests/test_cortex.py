@@ -1,4 +1,4 @@
-"""Voxels to fsaverage5 on a made-up listener whose anatomy is fsaverage5 itself, in a scan of known place: the answer is known."""
+"""Voxels to fsaverage5 of a made-up subject whose anatomy is fsaverage5 itself, in a scan of known place: the answer is known."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def listener(tmp_path):
+def subject_tree(tmp_path):
     return tmp_path / "tree", make_anatomy(tmp_path / "tree", "UTS03")
 
 
@@ -40,31 +40,31 @@ def by_hand(root, subject="UTS03"):
             for i in range(mask.shape[0]):
                 if mask[i, j, k]:
                     number[i, j, k], n = n, n + 1
-    mesh, found = load_fsaverage("fsaverage5"), {}
+    mesh, voxels = load_fsaverage("fsaverage5"), {}
     for first, side in ((0, "left"), (N_VERTICES, "right")):
         pial, white = (mesh[p].parts[side].coordinates for p in ("pial", "white_matter"))
         for v in range(0, N_VERTICES, 37):
             points = [white[v] + t * (pial[v] - white[v]) for t in np.arange(10) / 9]
             places = [tuple(np.rint((coord @ [*p, 1])[:3]).astype(int)) for p in points]
-            found[first + v] = [number[p] for p in places if p in number]
-    return found
+            voxels[first + v] = [number[p] for p in places if p in number]
+    return voxels
 
 
-def test_the_answer_is_right_to_the_vertex(listener):
-    root, n = listener
-    found = cortex.read(root, "UTS03")
-    assert found.matrix.shape == (2 * N_VERTICES, n)
+def test_the_answer_is_right_to_the_vertex(subject_tree):
+    root, n = subject_tree
+    anatomy = cortex.read(root, "UTS03")
+    assert anatomy.matrix.shape == (2 * N_VERTICES, n)
     values = np.random.default_rng(0).standard_normal(n)
-    mapped, known = found.matrix @ values, by_hand(root)
-    assert len(known) == 554 and all(known.values())
+    mapped, expected = anatomy.matrix @ values, by_hand(root)
+    assert len(expected) == 554 and all(expected.values())
     np.testing.assert_allclose(
-        [mapped[v] for v in known], [values[x].mean() for x in known.values()], atol=1e-9
+        [mapped[v] for v in expected], [values[x].mean() for x in expected.values()], atol=1e-9
     )
-    np.testing.assert_allclose(np.asarray(found.matrix.sum(1)).ravel(), 1)
+    np.testing.assert_allclose(np.asarray(anatomy.matrix.sum(1)).ravel(), 1)
 
 
-def test_another_numbering_of_the_listener_s_vertices_changes_nothing(listener, tmp_path):
-    root, n = listener
+def test_another_numbering_of_the_subject_s_vertices_changes_nothing(subject_tree, tmp_path):
+    root, n = subject_tree
     order = np.random.default_rng(1).permutation(N_VERTICES)
     make_anatomy(tmp_path / "other", "UTS03", order=order)
     a, b = cortex.read(root, "UTS03"), cortex.read(tmp_path / "other", "UTS03")
@@ -72,19 +72,20 @@ def test_another_numbering_of_the_listener_s_vertices_changes_nothing(listener, 
     assert all((a.regions[k] == b.regions[k]).all() for k in a.regions)
 
 
-def test_surfaces_packed_as_npz_are_the_same(listener, tmp_path):
+def test_surfaces_packed_as_npz_are_the_same(subject_tree, tmp_path):
     make_anatomy(tmp_path / "npz", "UTS03", packed=True)
     assert (
         abs(
-            cortex.read(listener[0], "UTS03").matrix - cortex.read(tmp_path / "npz", "UTS03").matrix
+            cortex.read(subject_tree[0], "UTS03").matrix
+            - cortex.read(tmp_path / "npz", "UTS03").matrix
         ).max()
         < 1e-9
     )
 
 
-def test_a_finer_listener_is_averaged(listener, tmp_path):
+def test_a_finer_surface_is_averaged(subject_tree, tmp_path):
     """Twice the vertices, each pair at one place of the sphere: values stay those of the pair's mean."""
-    root, n = listener
+    root, n = subject_tree
     twice = np.repeat(np.arange(N_VERTICES), 2)
     base = root / "derivative"
     from nibabel.freesurfer import read_annot, read_geometry, write_geometry
@@ -110,10 +111,10 @@ def test_a_finer_listener_is_averaged(listener, tmp_path):
     assert abs(cortex.read(root, "UTS03").matrix - before).max() < 1e-6
 
 
-def test_regions_are_the_listener_s_own_labels(listener):
+def test_regions_are_the_subject_s_own_labels(subject_tree):
     """Each voxel's label by counting, with the mask as nibabel holds it; unlabelled vertices (the medial wall) give none."""
-    root, n = listener
-    found, mesh = cortex.read(root, "UTS03"), load_fsaverage("fsaverage5")
+    root, n = subject_tree
+    anatomy, mesh = cortex.read(root, "UTS03"), load_fsaverage("fsaverage5")
     folder = root / "derivative/pycortex-db/UTS03/transforms/UTS03_auto"
     mask, coord = (
         nibabel.load(folder / "mask_thick.nii.gz").get_fdata() > 0,
@@ -137,34 +138,34 @@ def test_regions_are_the_listener_s_own_labels(listener):
     top = np.sort(counts[:, :, 1:].reshape(n, -1), axis=1)
     clear = top[:, -1] > top[:, -2]
     expected = names[1:][counts[:, :, 1:].reshape(n, -1).argmax(1) % len(LABELS)]
-    assert clear.mean() > 0.3 and (found.labels[clear] == expected[clear]).all()
-    none = counts[:, :, 1:].sum((1, 2)) == 0
-    assert none.mean() > 0.2 and (found.labels[none] == "").all()
-    regions = {r: found.regions[r] for r in LABELS}
-    assert (sum(m.astype(int) for m in regions.values())[none] == 0).all() and (
+    assert clear.mean() > 0.3 and (anatomy.labels[clear] == expected[clear]).all()
+    unlabelled = counts[:, :, 1:].sum((1, 2)) == 0
+    assert unlabelled.mean() > 0.2 and (anatomy.labels[unlabelled] == "").all()
+    regions = {r: anatomy.regions[r] for r in LABELS}
+    assert (sum(m.astype(int) for m in regions.values())[unlabelled] == 0).all() and (
         sum(m.astype(int) for m in regions.values()) <= 1
     ).all()
-    assert all((regions[r] == (found.labels == name)).all() for r, name in LABELS.items())
+    assert all((regions[r] == (anatomy.labels == name)).all() for r, name in LABELS.items())
     assert (
-        found.regions["auditory"] == (regions["auditory_core"] | regions["auditory_belt"])
+        anatomy.regions["auditory"] == (regions["auditory_core"] | regions["auditory_belt"])
     ).all()
     hit = counts.sum((1, 2)) > 0
     assert (
         (~hit).mean() > 0.2
-        and (found.vertices[~hit] == -1).all()
-        and (found.vertices[hit] >= 0).all()
+        and (anatomy.vertices[~hit] == -1).all()
+        and (anatomy.vertices[hit] >= 0).all()
     )
-    assert ((found.regions["left_hemisphere"] | found.regions["right_hemisphere"]) == hit).all()
+    assert ((anatomy.regions["left_hemisphere"] | anatomy.regions["right_hemisphere"]) == hit).all()
     assert (
-        found.regions["right_hemisphere"][hit] == (counts[hit, 0].sum(1) < counts[hit, 1].sum(1))
+        anatomy.regions["right_hemisphere"][hit] == (counts[hit, 0].sum(1) < counts[hit, 1].sum(1))
     ).all()
-    assert ((found.vertices < N_VERTICES) == (counts[:, 0].sum(1) >= counts[:, 1].sum(1)))[
+    assert ((anatomy.vertices < N_VERTICES) == (counts[:, 0].sum(1) >= counts[:, 1].sum(1)))[
         hit
     ].mean() > 0.97
 
 
-def test_hcp_labels_are_taken_where_a_reader_supplies_them(listener):
-    root = listener[0]
+def test_hcp_labels_are_taken_where_a_reader_supplies_them(subject_tree):
+    root = subject_tree[0]
     folder = root / "derivative/freesurfer_subjdir/UTS03/label"
     before = cortex.read(root, "UTS03").regions
     for h, letter in (("lh", "L"), ("rh", "R")):
@@ -179,8 +180,8 @@ def test_hcp_labels_are_taken_where_a_reader_supplies_them(listener):
         )
         if h == "lh":  # one hemisphere is not enough
             assert (cortex.read(root, "UTS03").regions["angular"] == before["angular"]).all()
-    found = cortex.read(root, "UTS03")
-    assert {n for n, m in found.regions.items() if m.any()} == {
+    anatomy = cortex.read(root, "UTS03")
+    assert {n for n, m in anatomy.regions.items() if m.any()} == {
         "auditory_core",
         "auditory",
         "middle_frontal",
@@ -188,16 +189,16 @@ def test_hcp_labels_are_taken_where_a_reader_supplies_them(listener):
         "left_hemisphere",
         "right_hemisphere",
     }
-    assert set(found.labels) <= {"", "A1", "55b"}
-    sizes = {n: found.regions[n].sum() for n in ("auditory_core", "middle_frontal")}
+    assert set(anatomy.labels) <= {"", "A1", "55b"}
+    sizes = {n: anatomy.regions[n].sum() for n in ("auditory_core", "middle_frontal")}
     assert (
-        0.02 < sizes["auditory_core"] / len(found.labels) < 0.2
+        0.02 < sizes["auditory_core"] / len(anatomy.labels) < 0.2
         and sizes["middle_frontal"] < sizes["auditory_core"]
     )
 
 
-def test_it_is_computed_once_and_anew_when_a_file_changes(listener, monkeypatch):
-    root = listener[0]
+def test_it_is_computed_once_and_anew_when_a_file_changes(subject_tree, monkeypatch):
+    root = subject_tree[0]
     cortex.read(root, "UTS03")
     monkeypatch.setattr(cortex, "_build", lambda files: 1 / 0)
     cortex.read(root, "UTS03")
@@ -207,16 +208,16 @@ def test_it_is_computed_once_and_anew_when_a_file_changes(listener, monkeypatch)
         cortex.read(root, "UTS03")
 
 
-def test_what_another_version_computed_is_not_taken(listener, monkeypatch):
-    cortex.read(listener[0], "UTS03")
+def test_what_another_version_computed_is_not_taken(subject_tree, monkeypatch):
+    cortex.read(subject_tree[0], "UTS03")
     monkeypatch.setattr(cortex, "_build", lambda files: 1 / 0)
     monkeypatch.setattr(cortex, "VERSION", cortex.VERSION + 1)
     with pytest.raises(ZeroDivisionError):
-        cortex.read(listener[0], "UTS03")
+        cortex.read(subject_tree[0], "UTS03")
 
 
-def test_files_of_two_listeners_are_refused(listener):
-    root = listener[0]
+def test_files_of_two_subjects_are_refused(subject_tree):
+    root = subject_tree[0]
     path = root / "derivative/pycortex-db/UTS03/surfaces"
     (path / "pia_lh.gii").unlink()
     np.savez(path / "pia_lh.npz", pts=np.zeros((5, 3)), polys=np.zeros((1, 3), int))
@@ -229,11 +230,11 @@ def test_files_of_two_listeners_are_refused(listener):
         cortex.read(root, "UTS03")
 
 
-def test_a_transform_that_misses_the_mask_is_refused(listener):
-    path = listener[0] / "derivative/pycortex-db/UTS03/transforms/UTS03_auto/matrices.xfm"
+def test_a_transform_that_misses_the_mask_is_refused(subject_tree):
+    path = subject_tree[0] / "derivative/pycortex-db/UTS03/transforms/UTS03_auto/matrices.xfm"
     path.write_text(json.dumps({"coord": (np.eye(4) * 1000).tolist()}))
     with pytest.raises(ValueError, match="no vertex falls into the mask"):
-        cortex.read(listener[0], "UTS03")
+        cortex.read(subject_tree[0], "UTS03")
 
 
 def test_nans_and_empty_vertices_in_a_picture():
@@ -250,7 +251,7 @@ def test_nans_and_empty_vertices_in_a_picture():
     assert filled[0] == 4.0 and np.isnan(filled[1:]).all()
 
 
-def test_one_voxel_in_so_many_is_the_same_cortex_more_coarsely(tmp_path):
+def test_every_seventh_voxel_is_the_same_cortex_more_coarsely(tmp_path):
     make_tree(tmp_path / "tree", ("UTS03",), stories={"souls": 60.0}, anatomy=True)
     whole, thin = (datasets.load(str(tmp_path / "tree"), voxel_step=n) for n in (1, 7))
     n = len(whole.vertices("UTS03"))
@@ -283,7 +284,7 @@ def test_a_thinned_map_does_not_reach_beyond_the_scan():
     np.testing.assert_array_equal(np.diff(thin.indptr) > 0, np.diff(matrix.indptr) > 0)
 
 
-def test_responses_of_another_listener_are_refused(tmp_path):
+def test_responses_of_another_subject_are_refused(tmp_path):
     make_tree(tmp_path / "tree", ("UTS03",), stories={"souls": 60.0}, anatomy=True)
     path = tmp_path / "tree/derivative/preprocessed_data/UTS03/souls.hf5"
     with h5py.File(path, "r") as file:

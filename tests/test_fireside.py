@@ -21,7 +21,7 @@ def header_and_words(path):
     return dict(x.split(": ", 1) for x in head.splitlines()), [w for w in words if w]
 
 
-def test_there_are_at_least_twenty_stories_of_400_to_550_words_by_four_voices():
+def test_at_least_twenty_stories_of_400_to_550_words_by_four_voices():
     heads, words = zip(*map(header_and_words, STORIES))
     assert len(STORIES) >= 20 and all(400 <= len(w) <= 550 for w in words)
     assert len({h["title"] for h in heads}) == len(STORIES)
@@ -57,13 +57,13 @@ def test_assets_are_an_hour_of_speech_and_stay_small():
 
 
 def test_an_independent_aligner_agreed_on_the_onsets():
-    found = json.loads((simulation.ASSETS / "alignment.json").read_text())
-    assert found["within_50_ms"] >= 0.95 and found["onsets"] > 0.98 * sum(
+    alignment = json.loads((simulation.ASSETS / "alignment.json").read_text())
+    assert alignment["within_50_ms"] >= 0.95 and alignment["onsets"] > 0.98 * sum(
         len(header_and_words(p)[1]) for p in STORIES
     )
 
 
-# ------------------------------------------------------------------ listeners
+# ------------------------------------------------------------------ subjects
 def test_the_tree_is_that_of_ds003020(ds, fireside_root):
     assert (ds.name, ds.simulated, len(ds.subjects), ds.tr) == ("fireside", True, 8, 2.0)
     assert {k: len(v) for k, v in ds.split.items()} == {
@@ -82,7 +82,7 @@ def test_the_tree_is_that_of_ds003020(ds, fireside_root):
         assert set(file) == {"data", "individual_repeats"}
 
 
-def test_signal_is_a_tenth_to_a_half_of_a_hearing_and_visual_cortex_has_none(ds):
+def test_signal_is_a_tenth_to_a_half_of_one_repeat_and_visual_cortex_has_none(ds):
     truth, rois = ds.truth("SIM01"), ds.rois("SIM01")
     driven = truth.snr > 0
     assert truth.snr[driven].min() >= 0.1 and truth.snr.max() <= 0.5 and 0.3 < driven.mean() < 0.7
@@ -101,14 +101,14 @@ def test_late_language_is_the_same_union_of_regions_for_all_data_sets(ds):
     assert rois["late_language"].sum() > 100 and rois["superior_temporal"].sum() > 50
 
 
-def test_the_estimated_ceiling_is_the_planted_one(ds):
+def test_the_estimated_ceiling_is_the_simulated_one(ds):
     truth, test = ds.truth("SIM01"), ds.split["test"][0]
     expected = np.sqrt(truth.snr / (truth.snr + (1 - truth.snr) / len(ds.repeats("SIM01", test))))
     error = (ds.noise_ceiling("SIM01") - expected)[truth.snr > 0.15]
     assert abs(error.mean()) < 0.05
 
 
-def test_listeners_share_a_map_and_differ(ds):
+def test_subjects_share_a_map_and_differ(ds):
     one, two = ds.truth("SIM01"), ds.truth("SIM02")
     assert np.corrcoef(one.snr, two.snr)[0, 1] > 0.8 and not np.allclose(one.snr, two.snr)
     test = ds.split["test"][0]
@@ -130,7 +130,7 @@ def test_level_features_predict_their_own_voxels(ds):
         assert own.sum() > 50 and (r / ceiling[own]).mean() >= 0.75, level
 
 
-def test_on_a_null_listener_the_permutation_test_keeps_its_level(fireside_root):
+def test_on_a_null_subject_the_permutation_test_keeps_its_level(fireside_root):
     null = datasets.load("fireside", root=fireside_root / "null", noise="null")
     X = {
         s: np.hstack([fireside.level_features(null.story(s), k) for k in fireside.LEVELS])
@@ -191,7 +191,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
         datasets.load("fireside", root=tmp_path, noise="loud")
 
 
-def test_the_haemodynamic_response_peaks_where_it_is_told_and_sums_to_one():
+def test_the_haemodynamic_response_peaks_at_the_given_time_and_sums_to_one():
     for peak in (4.0, 6.0):
         shape = fireside.hrf(peak)
         assert abs(shape.argmax() / simulation.RATE_HZ - peak) <= 0.2

@@ -67,15 +67,15 @@ def test_the_shipped_manifest_is_that_of_the_release():
         "stimuli": 85,
         "textgrids": 86,
     }
-    heard = {s: len(lebel.stories_of(s, table)) for s in sorted(set(table.subject) - {""})}
-    assert list(heard.values()) == [84, 84, 84, 26, 27, 27, 27, 27, 54]
+    n_stories = {s: len(lebel.stories_of(s, table)) for s in sorted(set(table.subject) - {""})}
+    assert list(n_stories.values()) == [84, 84, 84, 26, 27, 27, 27, 27, 54]
     assert "life" not in lebel.stories_of(
         "UTS04"
     ) and "fromboyhoodtofatherhood" not in lebel.stories_of("UTS09")
     assert "onapproachtopluto" not in set(
         table.story
     )  # the second validation story of brainwavlm's later code
-    # float64 and contiguous: sizes of one listener's stories differ by whole rows
+    # float64 and contiguous: sizes of one subject's stories differ by whole rows
     sizes = (
         table[(table.subject == "UTS03") & (table.story != lebel.TEST)]
         .query("kind == 'responses'")
@@ -84,7 +84,7 @@ def test_the_shipped_manifest_is_that_of_the_release():
     assert ((sizes - 2048) % (8 * 95_556) == 0).all()
 
 
-def test_splits_are_whole_disjoint_and_heard():
+def test_splits_are_whole_disjoint_and_presented():
     for subjects in (["UTS03"], ["UTS04"], ["UTS09"], ["UTS02", "UTS09"]):
         for name in lebel.SPLITS:
             split = lebel.split_of(subjects, name)
@@ -100,7 +100,7 @@ def test_splits_are_whole_disjoint_and_heard():
     assert lebel.split_of(["UTS04"])["val"] == ["stagefright"]
     assert (
         len(lebel.split_of(["UTS09"], "brainwavlm")["val"]) == 2
-    )  # heard no validation story of it
+    )  # was presented no validation story of it
     with pytest.raises(KeyError, match="no split 'paper'"):
         lebel.split_of(["UTS03"], "paper")
 
@@ -108,17 +108,17 @@ def test_splits_are_whole_disjoint_and_heard():
 # ------------------------------------------------------------------ fetching
 def test_only_what_is_asked_for_comes_and_it_comes_once(fetch, server, source, capsys):
     root = fetch(stories=("buck", "souls"), what=("responses", "stimuli"), quiet=False)
-    there = sorted(
+    files_here = sorted(
         str(p.relative_to(root))
         for p in root.rglob("*.*")
         if p.is_file() and not p.name.startswith(".")
     )
-    assert there == sorted(
+    assert files_here == sorted(
         [ONE, ONE.replace("buck", "souls"), "stimuli/buck.wav", "stimuli/souls.wav"]
     )
-    assert all(same(root, source, p) for p in there)
-    said = capsys.readouterr().out
-    assert "fetching 4 of 4 files, " in said and " MB, into " in said and "free" in said
+    assert all(same(root, source, p) for p in files_here)
+    printed = capsys.readouterr().out
+    assert "fetching 4 of 4 files, " in printed and " MB, into " in printed and "free" in printed
     server.log.clear()
     fetch(
         stories=("buck", "souls"),
@@ -275,7 +275,7 @@ def test_a_local_copy_serves_and_is_checked_too(fetch, source, tmp_path, monkeyp
         ({"what": "responses"}, ValueError, "expected a list of some of"),
     ],
 )
-def test_a_wrong_wish_is_refused_before_anything_is_asked(fetch, server, options, error, message):
+def test_a_wrong_request_is_refused_before_any_transfer(fetch, server, options, error, message):
     with pytest.raises(error, match=message):
         fetch(**options)
     assert not server.log
@@ -412,7 +412,7 @@ def test_files_come_when_they_are_first_read(server, table, tmp_path, capfd):
     ]
 
 
-def test_listeners_who_lack_a_story(ds):
+def test_subjects_who_lack_a_story(ds):
     assert ds("UTS04").split["val"] == ["stagefright"]
     assert "fromboyhoodtofatherhood" not in ds("UTS09").split["train"]
     assert (
@@ -429,7 +429,7 @@ def test_listeners_who_lack_a_story(ds):
         ds("UTS09").vertices("UTS09")
 
 
-def test_oddities_are_told_and_mended(ds):
+def test_oddities_are_reported_and_mended(ds):
     d = ds("UTS03", "UTS01")
     with pytest.warns(
         UserWarning, match="UTS03 souls: 21 NaN values replaced by 0 .1 voxels have no number"

@@ -41,10 +41,10 @@ def test_a_notebook_runs_on_a_tree_like_the_real_one(path, subject, mirror, tmp_
         monkeypatch.setenv(f"BRAINLIB_{name}", str(value))
     shared = yaml.safe_load((ROOT / "notebooks/params/lebel.yaml").read_text())
     assert set(SMALL) <= set(shared)
-    given = shared | SMALL | {"subjects": [subject]}
-    assert given["dataset"] == "lebel2023"
+    parameters = shared | SMALL | {"subjects": [subject]}
+    assert parameters["dataset"] == "lebel2023"
     own = run_notebooks.parameters(path)
-    run_notebooks.run_one(path, {k: v for k, v in given.items() if k in own}, tmp_path / "out")
+    run_notebooks.run_one(path, {k: v for k, v in parameters.items() if k in own}, tmp_path / "out")
     text = "\n".join(
         str(o.get("text", ""))
         for c in nbformat.read(tmp_path / "out" / path.name, 4).cells

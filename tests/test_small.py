@@ -65,7 +65,7 @@ def test_vertices_without_a_voxel_take_their_nearest_neighbour(ds):
     assert set(filled[:10242][~wall[:10242]]) <= set(
         np.flatnonzero(vertices < 10242)
     )  # no value crosses the hemispheres
-    with pytest.raises(ValueError, match="one value a voxel"):
+    with pytest.raises(ValueError, match="one value per voxel"):
         surface.to_fsaverage5(ds, "SIM01", np.zeros(5))
 
 

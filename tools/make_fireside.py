@@ -31,7 +31,7 @@ LEAD_S = (
     3 * FRAME_S
 )  # the waveform is this much ahead of the durations; checked with pocketsphinx (`check`)
 # Kokoro counts whole frames, and its sounds do not begin quite where its durations say. Medians of (aligner - durations),
-# found on every second story of each voice and held to the others (`check`): a term a voice and a term a kind of sound.
+# measured on every second story of each voice and checked on the others (`check`): one term per voice, one per kind of sound.
 VOICE_SHIFT_S = {"af_heart": -0.005, "bf_emma": -0.005, "am_michael": -0.015, "bm_george": -0.010}
 KIND_SHIFT_S = {
     **dict.fromkeys(
@@ -238,7 +238,7 @@ def arpabet(group):
 
 
 def settle(words, phonemes, voice: str):
-    """Move each boundary to where the sound is heard; words begin and end with their phonemes, none gets shorter than 10 ms."""
+    """Move each boundary to where the sound begins; words begin and end with their phonemes, none gets shorter than 10 ms."""
     starts = [
         max(a + VOICE_SHIFT_S.get(voice, 0) + KIND_SHIFT_S.get(p, OTHER_SHIFT_S), 0)
         for p, a, _ in phonemes
@@ -268,10 +268,10 @@ def trim(words, phonemes, audio):
     ends, final = {}, {round(b, 4) for _, _, b in words}
     for i, (_, start, end) in enumerate(phonemes):
         inside = np.flatnonzero(loud[int(start * 100) : int(end * 100)])
-        heard = start + 0.02 + (inside[-1] + 1) / 100 if len(inside) else end
-        if end - heard > 0.08 and round(end, 4) in final:
-            ends[round(end, 4)] = heard
-            phonemes[i] = (*phonemes[i][:2], heard)
+        sound_end = start + 0.02 + (inside[-1] + 1) / 100 if len(inside) else end
+        if end - sound_end > 0.08 and round(end, 4) in final:
+            ends[round(end, 4)] = sound_end
+            phonemes[i] = (*phonemes[i][:2], sound_end)
     return [(w, a, ends.get(round(b, 4), b)) for w, a, b in words], phonemes
 
 
@@ -467,13 +467,13 @@ if __name__ == "__main__":
     parser.add_argument("step", choices=["speak", "vectors", "check"])
     parser.add_argument("stories", nargs="*")
     parser.add_argument("--voices", type=Path, default=os.environ.get("KOKORO_VOICES"))
-    given = parser.parse_args()
-    chosen = given.stories or sorted(p.stem for p in (ASSETS / "stories").glob("*.txt"))
-    if given.step == "speak":
-        voice = Speaker(given.voices)
+    options = parser.parse_args()
+    chosen = options.stories or sorted(p.stem for p in (ASSETS / "stories").glob("*.txt"))
+    if options.step == "speak":
+        voice = Speaker(options.voices)
         for story in chosen:
             write_story(story, voice)
-    elif given.step == "vectors":
+    elif options.step == "vectors":
         vectors()
     else:
         check(chosen)
