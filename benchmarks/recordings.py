@@ -87,7 +87,7 @@ def measure(folder: str, subject: str, what: str, voxel_step: int) -> dict:
         raise SystemExit(f"{what}, one voxel in {voxel_step}: {last} (code {done.returncode})")
     seconds, peak = json.loads(done.stdout)
     return {
-        "what": LABELS[what],
+        "what": STEPS[what],
         "voxel_step": voxel_step,
         "seconds": round(seconds, 1),
         "peak_gb": round(peak / 1000, 2),
