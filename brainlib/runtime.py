@@ -16,14 +16,13 @@ import numpy as np
 
 
 def seed_everything(seed: int = 0) -> None:
-    """Seed Python, numpy and (if it is loaded or installed) torch, and ask torch for repeatable kernels."""
+    """Seed Python, numpy and torch, and ask torch for repeatable kernels."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def pick_device(prefer: str | None = None) -> str:

@@ -111,8 +111,7 @@ def _lay_out(root: Path, noise: str):
         raise ValueError(
             f"{root} holds {name!r} at noise {level!r}; expected an empty folder or fireside at {noise!r}"
         )
-    older = (RESPONSES, "truth", "rois", "fsaverage5") if present else ()  # to be built anew
-    for folder in older:
+    for folder in (RESPONSES, "truth", "rois", "fsaverage5") if present else ():  # older version
         shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
     stories = [embedded_story(name) for name in _stories()]
     for story in stories:

@@ -197,7 +197,7 @@ def region_table() -> str:
         [f"`{name}`", ", ".join(destrieux.split()), ", ".join(glasser.split())]
         for name, (destrieux, glasser) in cortex.REGIONS.items()
     ]
-    for name, parts in (("auditory", cortex.AUDITORY), ("late_language", cortex.LATE_LANGUAGE)):
+    for name, parts in cortex.UNIONS.items():
         rows.append([f"`{name}`", " + ".join(f"`{p}`" for p in parts), "the same"])
     return markdown_table(["region", "aparc.a2009s", "HCP-MMP1"], rows)
 
