@@ -77,7 +77,7 @@ def make(root: Path, subject: str):
     return voxels, sum(rows.values())
 
 
-def measure(folder: str, subject: str, what: str, voxel_step: int) -> dict:
+def measure(folder: str, subject: str, *, what: str, voxel_step: int) -> dict:
     """Time and peak memory of one task in a process of its own."""
     task = json.dumps([folder, subject, voxel_step, what])
     command = [sys.executable, "-W", "ignore", "-c", READ, task]
@@ -108,32 +108,8 @@ def main():
         voxels, rows = make(Path(folder), options.subject)
         print(f"{options.subject}: {voxels} voxels, {rows} rows in 27 stories")
         runs = []
-        for what, voxel_step in (
-            ("stories", 1),
-            ("stories", 10),
-            ("ceiling", 1),
-            ("ceiling", 10),
-            ("ridge", 10),
-        ):
-            request = json.dumps([folder, options.subject, voxel_step, what])
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", READ, request],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise SystemExit(
-                    f"{what}, voxel_step {voxel_step}: {done.stderr.strip().splitlines()[-1:]} (code {done.returncode})"
-                )
-            seconds, peak = json.loads(done.stdout)
-            runs.append(
-                {
-                    "what": STEPS[what],
-                    "voxel_step": voxel_step,
-                    "seconds": round(seconds, 1),
-                    "peak_gb": round(peak / 1000, 2),
-                }
-            )
+        for what, voxel_step in TASKS:
+            runs.append(measure(folder, options.subject, what=what, voxel_step=voxel_step))
             print(runs[-1], flush=True)
     about = {
         "subject": options.subject,

@@ -75,14 +75,6 @@ def _image(values):
     return SurfaceImage(mesh, {"left": values[:N_VERTICES], "right": values[N_VERTICES:]})
 
 
-def _four_axes():
-    import matplotlib.pyplot as plt
-
-    margins = {"wspace": 0, "hspace": 0, "left": 0, "right": 0.95, "top": 0.88, "bottom": 0}
-    options = {"subplot_kw": {"projection": "3d"}, "gridspec_kw": margins}
-    return plt.subplots(2, 2, figsize=(7.5, 6.2), **options)[1]
-
-
 def plot_cortex(
     ds,
     subject: str,
