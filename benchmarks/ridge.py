@@ -87,13 +87,13 @@ def data(n_voxels: int):
     ds = datasets.load("fireside")
     encoder = SpeechEncoder.from_pretrained("wavlm-pico")
     X, Y = {}, {}
-    for name in [*ds.split["train"], *ds.split["test"]]:
+    train, test = ds.split["train"][:16], ds.split["test"]  # 16 stories: about 1,500 rows
+    for name in [*train, *test]:
         story = ds.story(name)
         states, times = encoder.features(story.audio, layers=LAYERS, window=10, hop=5)
         X[name] = np.hstack([timing.downsample(states[k], times, story.tr_times) for k in LAYERS])
         both = [ds.responses(s, name) for s in ("SIM01", "SIM02", "SIM03")]
         Y[name] = np.hstack(both)[:, :n_voxels]
-    train, test = ds.split["train"][:16], ds.split["test"]  # 16 stories: about 1,500 rows
     return [[a[s] for s in names] for names in (train, test) for a in (X, Y)]
 
 

@@ -48,8 +48,8 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     Notes
     -----
     The search is that of himalaya (Dupre la Tour et al. 2022), and a test holds it to the same penalties and scores.
-    himalaya's own solvers form a validation prediction of full rank for every penalty; here the directions that a
-    penalty shrinks to nothing (`_rank`) are left out, which saves most of the products (benchmarks/README.md).
+    himalaya's own solvers decompose again for every batch of voxels, or hold all voxels on the device; here each fold is
+    decomposed once. Directions that a penalty shrinks to nothing are left out (`_rank`). benchmarks/README.md has times.
 
     Examples
     --------
