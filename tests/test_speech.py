@@ -139,7 +139,7 @@ def test_pico_does_on_fireside_what_was_asked_of_it(pico):
 
 
 def test_the_code_on_pico_s_card_runs_in_stock_transformers():
-    """First in single precision, as it opens although its weights are half; then in half."""
+    """First in single precision, then in half, with the extractor's output brought to the model's."""
     folder = speech.ASSETS / "wavlm-pico"
     code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
     imports, single, half = code.replace('"wavlm-pico"', repr(str(folder))).split("\n\n")
@@ -299,6 +299,14 @@ def test_loudness_does_not_matter(pico):
     a, _ = pico.features(noise(2), layers=[3])
     b, _ = pico.features(7 * noise(2), layers=[3])
     np.testing.assert_allclose(a[3], b[3], atol=1e-3)
+
+
+def test_pico_is_the_model_of_the_precomputed_results_and_its_control_is_rounded_alike(pico):
+    """Both in half precision: a control differs from the model in what training gave, and in nothing else."""
+    control = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu", random_weights=True)
+    assert pico.fingerprint() == "48fb5c390e1df4f2"
+    for encoder in (pico, control):
+        assert all(torch.equal(p, p.half().float()) for p in encoder.model.parameters())
 
 
 def test_random_weights_are_another_model_and_repeatable(pico):

@@ -384,7 +384,7 @@ tags: [speech, wavlm, distillation]
 # wavlm-pico
 
 A WavLM of 3.1 M parameters (slim convolutional front 32-48-64-96-96-96-96, width 192, 6 layers) for the book
-"From stories to brain-tuned speech models". Half-precision safetensors in Hugging Face format, about 6 MB.
+"From stories to brain-tuned speech models". Half-precision safetensors in Hugging Face format; transformers 5 opens them so, unless told a `dtype`.
 
 - **Teacher**: hidden layers 2, 3 and 4 of the encoder of Whisper tiny.en (OpenAI, MIT licence; Radford et al. 2023), each
   frame normalised, predicted from layers 2, 4 and 6 by a linear map that is thrown away. Loss: mean squared error.
@@ -402,7 +402,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 extract = AutoFeatureExtractor.from_pretrained("wavlm-pico")  # this folder; sound: mono, 16 kHz
 inputs = extract(sound, sampling_rate=16_000, return_tensors="pt")
-model = AutoModel.from_pretrained("wavlm-pico")  # single precision
+model = AutoModel.from_pretrained("wavlm-pico", dtype=torch.float32)
 states = model(**inputs).last_hidden_state
 
 model = AutoModel.from_pretrained("wavlm-pico", dtype=torch.float16)  # or bfloat16
@@ -422,9 +422,6 @@ def export(model, curve, n_clips, minutes):
     from transformers import Wav2Vec2FeatureExtractor
 
     copy.deepcopy(model).half().save_pretrained(OUT)
-    config = json.loads((OUT / "config.json").read_text())
-    config["dtype"] = "float32"  # what stock transformers opens it in: the extractor gives float32
-    (OUT / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(OUT)
     log = {
         "hours_of_speech": round(n_clips * CLIP_S / 3600, 2),
