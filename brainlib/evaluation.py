@@ -35,7 +35,7 @@ def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
         If the rule is none of these, or if it needs repeats and the data set has none.
     """
     if rule == "all":
-        return np.arange(ds.responses(subject, ds.split["train"][0]).shape[1])
+        return np.arange(ds.n_voxels(subject))
     threshold = _ceiling_threshold(rule)
     if threshold is not None:
         return np.flatnonzero(_choosing_ceiling(ds, subject) > threshold)
@@ -154,7 +154,6 @@ def voxelwise_predictions(
     window=None,
     hop=None,
     cache: bool = True,
-    repeats=None,
 ) -> dict[int, np.ndarray]:
     """Predicted responses from a speech model, tuned or not, all by the same rule.
 
@@ -171,9 +170,6 @@ def voxelwise_predictions(
     on : {"test", "val"}
     window, hop, cache
         See `SpeechEncoder.features`.
-    repeats
-        Ignored: predictions do not depend on the repeats that are scored. Here so that the same settings serve
-        `voxelwise_scores` and `measured`.
 
     Returns
     -------
@@ -324,7 +320,7 @@ def other_story(ds):
         if len(group) < 2:
             raise ValueError(f"{ds.name} has no other story than {story!r} to take responses from")
         y = ds.responses(subject, group[(group.index(story) + 1) % len(group)])
-        return np.resize(y, (ds.responses(subject, story).shape[0], y.shape[1]))
+        return np.resize(y, (len(ds.story(story).tr_times), y.shape[1]))
 
     return responses
 
@@ -340,7 +336,7 @@ def from_features(ds, features, *, seed: int = 0):
     width = features(ds.story(ds.stories[0])).shape[1]
 
     def responses(subject, story):
-        n_voxels = ds.responses(subject, story).shape[1]
+        n_voxels = ds.n_voxels(subject)
         mix = np.random.default_rng(seed).standard_normal((width, n_voxels)).astype(np.float32)
         delayed = fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3))
         y = delayed.reshape(-1, 3, width).mean(1) @ mix

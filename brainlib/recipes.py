@@ -146,6 +146,9 @@ class Recipe:
             what not in ("readout", "all") or n < 1 for what, n in self.stages
         ):
             yield f"stages {self.stages}; expected pairs of 'readout' or 'all' and a number of epochs"
+        order = [what for what, _ in self.stages]
+        if order != sorted(order, reverse=True):
+            yield f"stages {self.stages} train the read-out alone after everything; expected it first"
         if self.readout == "ridge" and any(what == "readout" for what, _ in self.stages):
             yield f"stages {self.stages} train the read-out alone, but a 'ridge' read-out is never trained"
         if self.cross_fit == 1 or self.cross_fit < 0:

@@ -39,7 +39,7 @@ def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
     if path.suffix != ".json":
         raise ValueError(f"{path}: results are JSON; end the name in .json")
     packages = {}
-    for name in ("numpy", "torch", "transformers", "himalaya"):
+    for name in ("numpy", "torch", "transformers", "peft"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

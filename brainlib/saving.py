@@ -16,7 +16,13 @@ from .recipes import Recipe
 from .runtime import atomic
 from .speech import EMBEDDED, SpeechEncoder
 
-FACTS = ("base", "run_hash", "history", "kept_epoch")  # of a BrainTuner, in tuning.json
+FACTS = (
+    "base",
+    "base_fingerprint",
+    "run_hash",
+    "history",
+    "kept_epoch",
+)  # of a BrainTuner, in tuning.json
 LICENCES = {  # of the base models, as their pages on the hub say or link
     "wavlm-pico": "mit",
     "microsoft/wavlm": "cc-by-sa-3.0",
@@ -113,6 +119,8 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     ------
     FileNotFoundError
         If the folder holds no saved model.
+    ValueError
+        If the base model is no longer the one that was tuned.
     """
     folder = Path(folder)
     expected = ("recipe.json", "tuning.json", "readouts.safetensors")
@@ -126,6 +134,11 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     facts = {name: about.pop(name) for name in FACTS}
     lora = recipe.adapter == "lora"
     encoder = SpeechEncoder.from_pretrained(facts["base"] if lora else str(folder), device)
+    if lora and encoder.fingerprint() != facts["base_fingerprint"]:
+        raise ValueError(
+            f"{folder}: tuned on another {facts['base']!r} (fingerprint {facts['base_fingerprint']}, here "
+            f"{encoder.fingerprint()}); adapters fit their own base alone: load that one, or tune anew"
+        )
     adapted = PeftModel.from_pretrained(encoder.model, folder) if lora else None
     encoder.name = f"{facts['base']}+{recipe.name}"
     encoder.model.eval().requires_grad_(False)

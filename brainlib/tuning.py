@@ -121,6 +121,18 @@ def add_lora(encoder: SpeechEncoder, recipe: Recipe):
     return adapted
 
 
+def restore_weights(network, state: dict):
+    """Put what was trained back; the frozen rest of the network is not in `state`."""
+    unknown = network.load_state_dict(state, strict=False).unexpected_keys
+    if unknown or not state:
+        raise ValueError(f"weights of another network: {len(unknown)} unknown ({unknown[:1]})")
+
+
+def has_adapters(model) -> bool:
+    """Whether PEFT has put adapters into a model."""
+    return any(hasattr(module, "adapter_layer_names") for module in model.modules())
+
+
 class BrainTuner:
     """Tune a speech encoder on brain responses by a recipe.
 
@@ -138,6 +150,8 @@ class BrainTuner:
         stories, ridge fitted anew; no test story is read) and training `loss`.
     best_epoch, kept_epoch : int
         The best on validation, and the one whose weights the encoder holds.
+    base_fingerprint : str
+        Of the encoder before tuning (see `SpeechEncoder.fingerprint`); a saved model is refused on another one.
     run_hash : str
         12 hex digits of recipe, data, model and training arguments; known once `fit` has begun.
     adapted : PeftModel or None
@@ -147,8 +161,14 @@ class BrainTuner:
     def __init__(self, encoder: SpeechEncoder, recipe: Recipe | str):
         self.encoder, self.base = encoder, encoder.name
         self.recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
+        self.base_fingerprint = encoder.fingerprint()
         self.history, self.readouts, self.about = [], {}, {}
         self.kept_epoch = self.run_hash = None
+        if self.recipe.adapter != "none" and has_adapters(encoder.model):
+            raise ValueError(
+                f"{encoder.name} holds adapters of an earlier tuning, which new ones would erase: "
+                "merge them first (`tuner.adapted.merge_and_unload()`), or load the model anew"
+            )
         self.adapted = add_lora(encoder, self.recipe) if self.recipe.adapter == "lora" else None
 
     @property
@@ -215,7 +235,7 @@ class BrainTuner:
         self.history = progress.history
         self._train(network, data, progress, run, quiet=quiet, callbacks=callbacks, more=training)
         if keep == "best":
-            network.load_state_dict(progress.best_state, strict=False)
+            restore_weights(network, progress.best_state)
         network.eval().requires_grad_(False)
         self.readouts = network.readouts
         self.kept_epoch = self.best_epoch if keep == "best" else self.history[-1]["epoch"]
@@ -277,7 +297,7 @@ class BrainTuner:
             if last:
                 progress.restore(last)
             if last and should_stop(progress.history, recipe):  # had stopped by itself
-                network.load_state_dict(load_file(Path(last) / "model.safetensors"), strict=False)
+                restore_weights(network, load_file(Path(last) / "model.safetensors"))
             else:
                 trainer.train(resume_from_checkpoint=last)
 

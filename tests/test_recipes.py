@@ -106,6 +106,7 @@ def test_the_papers_values_stand():
         ({"stages": (("head", 2),)}, "stages"),
         ({"hop": 9.0}, "hop <= window"),
         ({"cross_fit": 1}, "at least 2 folds"),
+        ({"stages": (("all", 1), ("readout", 1))}, "expected it first"),
         ({"pooling": "frames", "resampling": "clip"}, "one vector"),
     ],
 )

@@ -38,6 +38,19 @@ def test_saving_never_eats_another_folder(model_folder, data, tmp_path):
     assert json.loads((tmp_path / "out/tuning.json").read_text())["kept_epoch"] == 1
 
 
+def test_adapters_are_refused_on_another_base_and_never_erased(model_folder, data, tmp_path):
+    tuner = tuned(model_folder, data, TINY.with_(stages=(("all", 1),)), keep="last")
+    tuner.save(tmp_path / "out")
+    with pytest.raises(ValueError, match="merge them first"):
+        BrainTuner(tuner.encoder, TINY)
+    facts = json.loads((tmp_path / "out/tuning.json").read_text())
+    assert facts["base_fingerprint"] == encoder(model_folder).fingerprint()
+    facts["base_fingerprint"] = "0" * 16
+    (tmp_path / "out/tuning.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="their own base alone"):
+        BrainTuner.load(tmp_path / "out", device="cpu")
+
+
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_a_tuned_model_is_saved_and_loaded(model_folder, data, tmp_path, adapter):
     tuner = tuned(model_folder, data, TINY.with_(adapter=adapter), keep="last")

@@ -10,7 +10,7 @@ def versions(names=("torch", "torchvision", "torchaudio", "numpy", "scipy", "pan
     return {name: version(name) for name in names if importlib.util.find_spec(name)}
 
 
-if not all(map(importlib.util.find_spec, ("brainlib", "himalaya"))):
+if not all(map(importlib.util.find_spec, ("brainlib", "praatio"))):
     before = versions()
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
         file.write("\n".join(f"{name}=={number}" for name, number in before.items()))
