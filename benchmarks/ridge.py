@@ -179,6 +179,47 @@ def whole_subject(few=500, more=2_000):
     )
 
 
+def correlations(y, predicted):
+    """Pearson r of each voxel, one after the other, as in the reference code."""
+    return np.nan_to_num([np.corrcoef(y[:, v], predicted[:, v])[0, 1] for v in range(y.shape[1])])
+
+
+def methods_on(X, Y, X_test, Y_test, *, fifty):
+    """{name: function without arguments that gives the test score of each voxel}."""
+    stacked = np.concatenate(X)
+    mean, scale = stacked.mean(0), stacked.std(0)
+    design, design_test = (
+        np.concatenate([timing.fir((x - mean) / scale) for x in xs]).astype(np.float64)
+        for xs in (X, X_test)
+    )
+    alphas = np.linalg.eigvalsh(design @ design.T)[-1] * np.logspace(-5, 1, 15)
+    print(f"design {design.shape}, {Y[0].shape[1]} voxels, {len(alphas)} penalties")
+    print(f"machine: {runtime.pick_device()}")
+    y_test = np.concatenate(Y_test)
+
+    def plain(n_boots):
+        responses = np.concatenate(Y).astype(np.float64)
+        weights, _ = plain_bootstrap_ridge(design, responses, alphas, n_boots)
+        return correlations(y_test, design_test @ weights)
+
+    def ours(n_folds):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ridge = encoding.RidgeEncoder(alphas=alphas, n_folds=n_folds).fit(X, Y)
+            return ridge.score(X_test, Y_test)
+
+    def himalaya(n_folds):
+        return correlations(y_test, design_test @ himalayas_own(X, Y, alphas, n_folds))
+
+    methods = {
+        "plain, 3 boots": lambda: plain(3),
+        "ours, 3 folds": lambda: ours(3),
+        "ours, 5 folds": lambda: ours(5),
+        "himalaya's own, 5 folds": lambda: himalaya(5),
+    }
+    return methods | ({"plain, 50 boots": lambda: plain(50)} if fifty else {})
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,64 +232,24 @@ def main():
         help="also the 50 boots of the data set authors' own default (minutes)",
     )
     parser.add_argument("--whole-subject", action="store_true", help="time a slice of a subject")
-    given = parser.parse_args()
-    if given.whole_subject:
+    options = parser.parse_args()
+    if options.whole_subject:
         return whole_subject()
-    X, Y, X_test, Y_test = data(given.voxels)
-    stacked = np.concatenate(X)
-    mean, scale = stacked.mean(0), stacked.std(0)
-    design, design_test = (
-        np.concatenate([timing.fir((x - mean) / scale) for x in xs]).astype(np.float64)
-        for xs in (X, X_test)
-    )
-    top = np.linalg.eigvalsh(design @ design.T)[-1]
-    alphas = top * np.logspace(-5, 1, 15)
-    print(
-        f"design {design.shape}, {Y[0].shape[1]} voxels, {len(alphas)} penalties; machine: {runtime.pick_device()}"
-    )
+    methods = methods_on(*data(options.voxels), fifty=options.fifty)
     seconds, peak, r = {}, {}, {}
-
-    def plain(n_boots):
-        weights, _ = plain_bootstrap_ridge(
-            design, np.concatenate(Y).astype(np.float64), alphas, n_boots
-        )
-        return score(weights)
-
-    def score(weights):
-        predicted, y = design_test @ weights, np.concatenate(Y_test)
-        return np.nan_to_num(
-            [np.corrcoef(y[:, v], predicted[:, v])[0, 1] for v in range(y.shape[1])]
-        )  # voxel by voxel, as there
-
-    def ours(n_folds):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return (
-                encoding.RidgeEncoder(alphas=alphas, n_folds=n_folds)
-                .fit(X, Y)
-                .score(X_test, Y_test)
-            )
-
-    methods = {
-        "plain, 3 boots": lambda: plain(3),
-        "ours, 3 folds": lambda: ours(3),
-        "ours, 5 folds": lambda: ours(5),
-        "himalaya's own, 5 folds": lambda: score(himalayas_own(X, Y, alphas, 5)),
-    }
-    if given.fifty:
-        methods["plain, 50 boots"] = lambda: plain(50)
-    for _ in range(given.repeats):  # in turn, so that a slow minute of the machine hits all
+    for _ in range(options.repeats):  # in turn, so that a slow minute of the machine hits all
         for name, method in methods.items():
             with Peak() as memory:
                 start = time.perf_counter()
-                r[name] = method()
+                r[name] = method().mean()
                 seconds[name] = min(seconds.get(name, np.inf), time.perf_counter() - start)
             peak[name] = memory.peak
     first = "plain, 3 boots"
     for name in methods:
-        times = f"{seconds[first] / seconds[name]:.2f} times as fast as {first}"
         print(
-            f"{name:24s} {seconds[name]:6.1f} s, {times}; memory above the data {peak[name]:5.0f} MB; mean test r {r[name].mean():.4f} ({r[name].mean() - r[first].mean():+.4f})"
+            f"{name:24s} {seconds[name]:6.1f} s, {seconds[first] / seconds[name]:.2f} times as fast as "
+            f"{first}; memory above the data {peak[name]:5.0f} MB; "
+            f"mean test r {r[name]:.4f} ({r[name] - r[first]:+.4f})"
         )
 
 

@@ -93,7 +93,7 @@ def _shared_stories(subjects, table) -> list[str]:
 
 
 def split_of(
-    subjects, name: str = "braintuning", table: pd.DataFrame | None = None
+    subjects, name: str = "braintuning", *, table: pd.DataFrame | None = None
 ) -> dict[str, list[str]]:
     """Whole stories that all `subjects` were presented, split as a paper did: ``{"train": [...], "val": [...], "test": [...]}``.
 
@@ -135,7 +135,7 @@ def open_dataset(
         "Name": "lebel2023",
         "Subjects": list(subjects or everybody),
         "Stories": _shared_stories(those, files),
-        "Split": split_of(those, split, files),
+        "Split": split_of(those, split, table=files),
     }
 
     def prepare(subjects, stories, what):

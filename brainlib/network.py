@@ -75,7 +75,7 @@ class StoryFeatures:
         self.encoder, self.cache = encoder, cache
         self.name, self.audio = story.name, torch.from_numpy(story.audio)
         self.layer = readout_layer(encoder, recipe)
-        self.clips, times = clips_of_story(encoder, recipe, len(story.audio))
+        self.clips, times = clips_of_story(encoder, recipe, n_samples=len(story.audio))
         if recipe.resampling == "lanczos":
             weights = lanczos_matrix(times, story.tr_times)
         else:
@@ -119,7 +119,7 @@ class StoryFeatures:
                 yield clips[start : start + size]
 
 
-def clips_of_story(encoder: SpeechEncoder, recipe: Recipe, n_samples: int):
+def clips_of_story(encoder: SpeechEncoder, recipe: Recipe, *, n_samples: int):
     """The clips of a story of `n_samples`, and the times (n_rows,) of the rows that they give, in seconds."""
     by_frames = recipe.pooling == "frames"
     plan = plan_windows(

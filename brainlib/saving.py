@@ -142,12 +142,12 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     adapted = PeftModel.from_pretrained(encoder.model, folder) if lora else None
     encoder.name = f"{facts['base']}+{recipe.name}"
     encoder.model.eval().requires_grad_(False)
-    readouts = load_readouts(folder / "readouts.safetensors", encoder.width, recipe)
+    readouts = load_readouts(folder / "readouts.safetensors", recipe, width=encoder.width)
     made = {"encoder": encoder, "adapted": adapted, "readouts": readouts}
     return {**facts, **made, "recipe": recipe, "about": about}
 
 
-def load_readouts(path: Path, width: int, recipe: Recipe) -> nn.ModuleDict:
+def load_readouts(path: Path, recipe: Recipe, *, width: int) -> nn.ModuleDict:
     """The subjects' read-outs from a safetensors file."""
     state, readouts = load_file(path), nn.ModuleDict()
     bias = ".map.1.bias" if recipe.readout == "lowrank" else ".map.bias"

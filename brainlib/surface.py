@@ -79,9 +79,9 @@ def plot_cortex(
     ds,
     subject: str,
     values,
+    *,
     title: str = "",
     unit: str = "",
-    *,
     cmap: str = "viridis",
     vmin=None,
     vmax=None,
@@ -147,7 +147,7 @@ def _four_axes():
 
 
 def view_cortex(
-    ds, subject: str, values, title: str = "", *, cmap: str = "viridis", vmin=None, vmax=None
+    ds, subject: str, values, *, title: str = "", cmap: str = "viridis", vmin=None, vmax=None
 ):
     """The cortex to turn around in a browser (both hemispheres, self-contained HTML): nilearn's view object."""
     from nilearn.plotting import view_surf

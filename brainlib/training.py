@@ -269,7 +269,7 @@ class TuningTrainer(Trainer):
         starts = [unfrozen, 0][-len(self.optimizer.param_groups) :]  # speech model, read-outs
         factors = [
             lambda step, start=start: schedule_factor(
-                recipe, step - start, num_training_steps - start
+                recipe, step - start, n_steps=num_training_steps - start
             )
             for start in starts
         ]
@@ -295,7 +295,7 @@ class TuningTrainer(Trainer):
                 f"{self.recipe.name}: the features are not finite after epoch {epoch}; {self.progress.advice()}"
             )
         subjects = self.network.readouts
-        score = float(np.mean([self.evaluate_subject(s, features, epoch) for s in subjects]))
+        score = float(np.mean([self.evaluate_subject(s, features, epoch=epoch) for s in subjects]))
         self.check_readouts(score, epoch)
         loss = float(np.mean(self.step_losses)) if self.step_losses else None
         self.step_losses = []
@@ -310,7 +310,7 @@ class TuningTrainer(Trainer):
             self.control.should_training_stop = True
         return metrics
 
-    def evaluate_subject(self, subject: str, features: dict, epoch: int) -> float:
+    def evaluate_subject(self, subject: str, features: dict, *, epoch: int) -> float:
         """Mean validation score of a subject's voxels, by the ridge of `evaluation` with one penalty for all."""
         recipe, penalties, validation = self.recipe, self.progress.penalties, self.eval_dataset
         responses = self.responses(subject)
@@ -319,11 +319,11 @@ class TuningTrainer(Trainer):
             penalties[subject] = shared_alpha(fresh_ridge(features, responses, **fit))
         ridge = fresh_ridge(features, responses, **fit, alpha=penalties[subject])
         if epoch == 0 or recipe.readout == "ridge":
-            self.refit_readouts(subject, features, ridge)
+            self.refit_readouts(subject, features, ridge=ridge)
         scores = ridge.score([features[s] for s in validation], [responses[s] for s in validation])
         return scores.mean()
 
-    def refit_readouts(self, subject: str, features: dict, ridge: RidgeEncoder):
+    def refit_readouts(self, subject: str, features: dict, *, ridge: RidgeEncoder):
         """Load ridge into a closed-form or warm-started read-out, its own into each fold; into others only its scaling."""
         recipe, n_train = self.recipe, len(self.network.train_stories)
         alpha = recipe.ridge_scale * self.progress.penalties[subject]
@@ -350,7 +350,7 @@ class TuningTrainer(Trainer):
             )
 
 
-def schedule_factor(recipe: Recipe, step: int, n_steps: int) -> float:
+def schedule_factor(recipe: Recipe, step: int, *, n_steps: int) -> float:
     """What the learning rate is multiplied by at a step of `n_steps`; before step 0 the warm-up's first value."""
     if recipe.schedule == "constant":
         return 1.0

@@ -75,7 +75,7 @@ class TuningData:
         return total.hexdigest()
 
 
-def read_data(ds, subjects, recipe: Recipe, *, voxels=None, responses=None, stories=None):
+def read_data(ds, subjects, *, recipe: Recipe, voxels=None, responses=None, stories=None):
     """The `TuningData` that `BrainTuner.fit` asks for, whose arguments these are."""
     subjects = [subjects] if isinstance(subjects, str) else list(subjects)
     train, validation = list(stories or ds.split["train"]), list(ds.split["val"])
@@ -225,7 +225,9 @@ class BrainTuner:
         self._check(keep, training)
         recipe = self.recipe
         seed_everything(recipe.seed)
-        data = read_data(ds, subjects, recipe, voxels=voxels, responses=responses, stories=stories)
+        data = read_data(
+            ds, subjects, recipe=recipe, voxels=voxels, responses=responses, stories=stories
+        )
         network = self._network(ds, data)
         run = self._describe(ds, data, training)
         self.run_hash = run_hash(run | {"keep": keep})

@@ -264,19 +264,21 @@ def _topography(subject: str, noise: str) -> dict[str, np.ndarray]:
     strength[np.isin(nearest_region(), null_regions)] = 0.0
     low, high = NOISE[noise]
     driven = strength > 0.08
-    gain = own.uniform(0.85, 1.0) * np.exp(0.15 * field(own, 1, 3)[0])
+    gain = own.uniform(0.85, 1.0) * np.exp(0.15 * field(own, 1, passes=3)[0])
     level = np.clip((strength - 0.08) / 0.8, 0, 1) * gain
     snr = np.where(driven, low + (high - low) * np.clip(level, 0, 1), 0.0)
     parts = {
         "shares": shares,
         "snr": snr,
-        "hrf_peak": np.clip(5.3 + 0.7 * field(own, 1, 3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1]),
+        "hrf_peak": np.clip(
+            5.3 + 0.7 * field(own, 1, passes=3)[0], HRF_PEAKS_S[0], HRF_PEAKS_S[-1]
+        ),
     }
     for name in LEVELS:
         n_features = _driven()[name][0].shape[2]
-        common = field(_seed("shared", name), n_features, 2)
+        common = field(_seed("shared", name), n_features, passes=2)
         # topography is shared, weights differ
-        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(own, n_features, 2)
+        weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(own, n_features, passes=2)
         if name == "acoustic":  # tonotopy: each voxel prefers a band, which drifts over cortex
             centre = n_features * (0.5 + 0.25 * np.clip(weights[0], -1.8, 1.8))
             weights = np.exp(-0.5 * ((np.arange(n_features)[:, None] - centre) / 5) ** 2)
@@ -343,7 +345,7 @@ def _noise(rng, n_trs: int) -> np.ndarray:
     slow = signal.lfilter([np.sqrt(1 - 0.5**2)], [1, -0.5], field(rng, n_trs + 20), axis=0)[20:]
     white = rng.standard_normal(slow.shape, dtype=np.float32)
     t = np.arange(n_trs)[:, None] / n_trs
-    drift = sum(np.cos(np.pi * k * t) * field(rng, 1, 3) for k in (1, 2))
+    drift = sum(np.cos(np.pi * k * t) * field(rng, 1, passes=3) for k in (1, 2))
     return np.sqrt(0.5) * slow + np.sqrt(0.42) * white + np.sqrt(0.08) * drift
 
 

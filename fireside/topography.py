@@ -73,7 +73,7 @@ def cortex():
     )
 
 
-def field(rng, n: int, passes: int = 1) -> np.ndarray:
+def field(rng, n: int, *, passes: int = 1) -> np.ndarray:
     """`n` random fields of unit variance over the voxels, smooth along the cortex: (n, n_voxels)."""
     fields = []
     for smoother in cortex()[1]:

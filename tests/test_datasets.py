@@ -10,6 +10,11 @@ from lebel_tree import zscored
 from brainlib import datasets, files
 
 
+def read_all(ds, subject, story):
+    """Every file of a story: sound, TextGrid and responses."""
+    return ds.story(story).audio, ds.story(story).words, ds.responses(subject, story)
+
+
 def test_a_tree_without_a_split_gets_one_from_its_repeats(tree):
     ds = datasets.load(str(tree))
     assert ds.split == {"train": ["a"], "val": ["b", "c"], "test": ["d"]}
@@ -67,7 +72,7 @@ def test_a_missing_file_is_named(tree, which):
     ds = datasets.load(str(tree))
     (tree / which).unlink()
     with pytest.raises(FileNotFoundError, match=which.split("/")[-1]):
-        ds.story("a").audio, ds.story("a").words, ds.responses("UTS01", "a")
+        read_all(ds, "UTS01", "a")
 
 
 @pytest.mark.parametrize(
@@ -84,12 +89,12 @@ def test_a_git_annex_pointer_is_not_taken_for_content(tree, which):
         "/annex/objects/MD5E-s126--0123456789abcdef0123456789abcdef.wav\n" + " " * 200
     )
     with pytest.raises(ValueError, match="git-annex pointer.*git annex get"):
-        ds.story("a").audio, ds.story("a").words, ds.responses("UTS01", "a")
+        read_all(ds, "UTS01", "a")
     (tree / which).unlink()
     os.symlink("../.git/annex/objects/nothing", tree / which)
     with pytest.raises(FileNotFoundError, match="git-annex"):
         ds._story.cache_clear()
-        ds.story("a").audio, ds.story("a").words, ds.responses("UTS01", "a")
+        read_all(ds, "UTS01", "a")
 
 
 def test_rows_that_do_not_fit_the_trs_are_refused(tree):

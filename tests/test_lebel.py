@@ -402,7 +402,9 @@ def test_files_come_when_they_are_first_read(server, table, tmp_path, capfd):
         "stimuli" not in x and "hf5" not in x for x in asked
     )  # nine TextGrids and two tables
     server.log.clear()
-    d.responses("UTS03", "buck"), d.story("buck").audio, d.responses("UTS03", "buck")
+    d.responses("UTS03", "buck")
+    assert len(d.story("buck").audio)
+    d.responses("UTS03", "buck")
     assert [x[1] for x in server.log if x[0] == "GET"] == [ONE, "stimuli/buck.wav"]
     server.log.clear()
     d.fetch(["UTS03"], ["buck", "eyespy"])  # in one go
@@ -444,11 +446,9 @@ def test_oddities_are_reported_and_mended(ds):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ds("UTS02").repeats("UTS02", "wheretheressmoke")  # whose `data` is the mean, z-scored again
-        (
-            d.repeats("UTS03", "wheretheressmoke"),
-            d.responses("UTS03", "wheretheressmoke"),
-            d.responses("UTS03", "buck"),
-        )
+        d.repeats("UTS03", "wheretheressmoke")
+        d.responses("UTS03", "wheretheressmoke")
+        d.responses("UTS03", "buck")
     assert np.median(d.noise_ceiling("UTS03")) > 0.7
 
 

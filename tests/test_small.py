@@ -71,11 +71,11 @@ def test_vertices_without_a_voxel_take_their_nearest_neighbour(ds):
 
 def test_pictures_say_simulated_by_the_data_set_s_flag(ds):
     values = ds.truth("SIM01").snr.to_numpy()
-    axes = surface.plot_cortex(ds, "SIM01", values, "signal", unit="share")
+    axes = surface.plot_cortex(ds, "SIM01", values, title="signal", unit="share")
     assert "simulated" in axes[0].figure.get_suptitle() and len(axes) == 4
     real = types.SimpleNamespace(name="lebel2023", simulated=False)
     assert surface.label(real, "x") == "x (lebel2023)"
-    page = surface.view_cortex(ds, "SIM01", values, "signal").html
+    page = surface.view_cortex(ds, "SIM01", values, title="signal").html
     assert "simulated" in page
 
 

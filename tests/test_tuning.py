@@ -328,7 +328,7 @@ def test_weight_decay_shrinks_the_read_out(model_folder, data):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_schedule_rises_to_one_and_falls_to_nothing(schedule):
     recipe = TINY.with_(schedule=schedule, warmup=0.2)
-    factors = [training.schedule_factor(recipe, step, 20) for step in range(21)]
+    factors = [training.schedule_factor(recipe, step, n_steps=20) for step in range(21)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[20] == pytest.approx(0)
     middle = {"linear": 0.5, "cosine": (1 + np.cos(np.pi / 2)) / 2}[schedule]
     quarter = {"linear": 0.75, "cosine": (1 + np.cos(np.pi / 4)) / 2}[schedule]
