@@ -356,6 +356,12 @@ def permutation_test(y, y_hat, *, block: int = 10, n: int = 1000, seed: int = 0)
         raise ValueError(
             f"shapes {y.shape} and {y_hat.shape}; expected equal ones with at least two blocks of {block} TRs"
         )
+    if len(y) <= 6 * block:
+        warnings.warn(
+            f"{len(y)} TRs are {-(-len(y) // block)} blocks: with fewer than seven, even a perfect prediction has no "
+            "small p value; test a longer story, or several end to end",
+            stacklevel=2,
+        )
     y, y_hat = ((a - a.mean(0)) / np.maximum(a.std(0), 1e-12) for a in (y, y_hat))
     y, y_hat = y.astype(np.float32), y_hat.astype(np.float32)
     observed = np.einsum("tv,tv->v", y, y_hat)

@@ -63,17 +63,31 @@ def scored_repeats(ds, subject, *, rule: str):
 def regions(ds, subject) -> dict[str, np.ndarray]:
     """Masks of ``ds.rois``.
 
-    A subject without anatomy has a single one, of voxels with a ceiling above 0.4 (see `pick_voxels`); without repeats
-    either, that of all voxels.
+    A subject without anatomy has a single one, of voxels with a ceiling above 0.4 (see `pick_voxels`). Where no
+    validation story has repeats, and the test stories fewer than three, that of all voxels.
     """
     masks = ds.rois(subject)
     if masks:
         return masks
-    n_voxels = len(pick_voxels(ds, subject))
-    if not _repeated(ds, subject, "val") and not _repeated(ds, subject, "test"):
+    n_voxels = ds.n_voxels(subject)
+    if not _repeated(ds, subject, "val") and not _repeated(ds, subject, "test", 3):
         return {"all voxels": np.ones(n_voxels, bool)}
     chosen = pick_voxels(ds, subject, rule="ceiling > 0.4")
     return {"ceiling > 0.4": np.isin(np.arange(n_voxels), chosen)}
+
+
+def regions_and_repeats(ds, subject, *, rule: str = "all"):
+    """The masks of `regions`, and the repeats that they and a rule of `pick_voxels` have left to be scored on.
+
+    Returns
+    -------
+    masks : dict of boolean arrays of shape (n_voxels,)
+    repeats : slice or None
+        See `scored_repeats`.
+    """
+    masks = regions(ds, subject)
+    left = [scored_repeats(ds, subject, rule=name) for name in (rule, *masks)]
+    return masks, next((repeats for repeats in left if repeats is not None), None)
 
 
 def _ceiling_threshold(rule):
@@ -92,6 +106,11 @@ def _choosing_ceiling(ds, subject):
     """Noise ceiling to choose voxels by: of the validation stories, else of every second repeat of the test stories."""
     if _repeated(ds, subject, "val"):
         return ds.noise_ceiling(subject, split="val")
+    if not _repeated(ds, subject, "test", 3):
+        raise ValueError(
+            f"{ds.name}: no repeats to choose voxels of {subject} by: none of a validation story, and too few of the "
+            "test story to share between choosing and scoring; expected a region or 'all' instead of a ceiling"
+        )
     warnings.warn(
         "voxels chosen by every second repeat of the test story: score on the others (evaluation.scored_repeats)",
         stacklevel=3,
@@ -279,10 +298,10 @@ def _scored_voxels(ds, subject, voxels):
     columns = pick_voxels(ds, subject, rule=rule)
     if not isinstance(voxels, str):
         columns = columns[voxels]
+    named, repeats = regions_and_repeats(ds, subject, rule=rule)
     masks = {"all voxels": np.ones(len(columns), bool)}
-    masks |= {name: mask[columns] for name, mask in regions(ds, subject).items()}
-    repeats = [scored_repeats(ds, subject, rule=name) for name in (rule, *masks)]
-    return columns, masks, next((r for r in repeats if r is not None), None)
+    masks |= {name: mask[columns] for name, mask in named.items()}
+    return columns, masks, repeats
 
 
 # ------------------------------------------------------------------ controls

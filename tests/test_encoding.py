@@ -234,6 +234,10 @@ def test_permutation_p_is_uniform_without_signal_and_small_with():
 def test_permutation_needs_two_blocks():
     with pytest.raises(ValueError, match="two blocks"):
         encoding.permutation_test(np.zeros((15, 2)), np.zeros((15, 2)))
+    y = np.random.default_rng(0).standard_normal((40, 3))
+    with pytest.warns(UserWarning, match="fewer than seven"):
+        few = encoding.permutation_test(y, y, n=200)
+    assert few.min() > 0.005  # a perfect prediction, four blocks: 24 orders
 
 
 def test_fdr_adjusts_as_benjamini_and_hochberg():

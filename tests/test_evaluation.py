@@ -43,6 +43,21 @@ def test_voxels_are_picked_without_the_scored_repeats(data, ds):
         evaluation.pick_voxels(ds, "SIM01", rule="amygdala")
 
 
+def test_two_repeats_of_the_test_story_choose_no_voxels(data, monkeypatch):
+    monkeypatch.setattr(data, "n_repeats", lambda subject, story: 2 if story == "d" else 1)
+    with pytest.raises(ValueError, match="too few of the test story"):
+        evaluation.pick_voxels(data, "UTS01", rule="ceiling > 0.4")
+    masks, repeats = evaluation.regions_and_repeats(data, "UTS01")
+    assert list(masks) == ["all voxels"] and masks["all voxels"].all() and repeats is None
+
+
+def test_regions_chosen_by_half_of_the_repeats_leave_the_others_to_be_scored(data, monkeypatch):
+    monkeypatch.setattr(data, "n_repeats", lambda subject, story: 4 if story == "d" else 1)
+    with pytest.warns(UserWarning, match="every second repeat"):
+        masks, repeats = evaluation.regions_and_repeats(data, "UTS01", rule="all")
+    assert list(masks) == ["ceiling > 0.4"] and repeats == slice(1, None, 2)
+
+
 @pytest.mark.parametrize("rule", ["ceiling > high", "ceiling > 1.5", "ceiling < 0.4", "ceiling"])
 def test_a_ceiling_rule_that_makes_no_sense_is_refused(data, rule):
     with pytest.raises(ValueError, match="expected 'ceiling > ' and a number from 0 to 1"):
