@@ -1,6 +1,7 @@
 """The project holds together: notebooks, runner, builder, address, requirements."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -574,6 +575,9 @@ def test_the_readme_and_the_api_page_list_every_file_of_brainlib():
     assert set(re.findall(r"`(\w+)\.py`", table)) == set(brainlib.__all__)
     page = (ROOT / "book/api.md").read_text()
     assert re.findall(r"automodule:: brainlib\.(\w+)", page) == brainlib.__all__
+    for module, members in re.findall(r"automodule:: ([\w.]+)\n   :members: (.+)", page):
+        present = dir(importlib.import_module(module))
+        assert set(members.split(", ")) <= set(present), module
 
 
 def test_runs_are_whole_json_even_after_a_failure(tmp_path):
