@@ -32,8 +32,6 @@ class Family:
         Samples that the model has positions for; None: no limit.
     pre_norm : bool
         Whether a norm follows the last block.
-    front_floats : float
-        Numbers per sample of sound in the widest array of the front end: for an estimate of memory.
     """
 
     name = ""  # transformers' model_type
@@ -90,7 +88,6 @@ class WaveformFamily(Family):
         self.extractor = extractor
         self.normalizes = bool(extractor.do_normalize)
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
-        self.front_floats = config.conv_dim[0] / config.conv_stride[0]
         self.field, self.stride = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride):
             self.field += (kernel - 1) * self.stride
@@ -164,7 +161,6 @@ class Whisper(Family):
 
     def __init__(self, config, extractor):
         self.extractor = extractor
-        self.front_floats = 2 * config.hidden_size / self.stride
         self.longest = self.stride * config.max_source_positions
 
     def exact_window(self, n_samples: int) -> tuple[int, int]:

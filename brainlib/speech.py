@@ -144,7 +144,7 @@ class SpeechEncoder:
         pool : float, optional
             Seconds; mean of the frames of each such bin. 0.1 loses next to nothing at TRs of 2 s, and saves memory.
         batch_size : int, optional
-            Windows at a time; chosen from the free memory if left out.
+            Windows at a time; if left out, half a minute of sound on a CPU, and on a GPU as many as fit.
         cache : bool
             Keep the states in ``cache_dir("features")``, under the hash of weights, audio and settings, and read them from there.
 
@@ -398,17 +398,8 @@ def _kept_frames(encoder, audio, windows, layers, size):
 
 
 def _batch_size(encoder, clip_samples: int) -> int:
-    """Clips that fit half of the free GPU memory; half a minute on a CPU, where more is slower."""
-    if not encoder.device.startswith("cuda"):
-        return int(np.clip(33 * RATE / clip_samples, 1, 16))
-    n_frames = encoder.family.n_frames(clip_samples)
-    attention = encoder.model.config.num_attention_heads * n_frames**2
-    floats = (
-        4 * encoder.family.front_floats * clip_samples
-        + 4 * attention
-        + 20 * n_frames * encoder.width
-    )
-    return int(np.clip(torch.cuda.mem_get_info()[0] / 2 / (4 * floats), 1, 64))
+    """Clips at a time: half a minute of sound on a CPU, where more is slower; a GPU starts high, and is halved to fit."""
+    return 64 if "cuda" in encoder.device else int(np.clip(33 * RATE / clip_samples, 1, 16))
 
 
 # ------------------------------------------------------------------ keeping
