@@ -35,6 +35,8 @@ async function look(page, width) {
   await new Promise(done => frame.onload = done);
   await new Promise(done => setTimeout(done, 600));
   const d = frame.contentDocument;
+  d.querySelectorAll("details").forEach(e => e.open = true);  // what is folded must fit, too
+  await new Promise(done => setTimeout(done, 100));
   const pictures = [...d.querySelectorAll("main img")];
   found[page + "@" + width] = {
     title: d.querySelector("h1") ? d.querySelector("h1").innerText : "",
