@@ -162,7 +162,7 @@ def view_cortex(
         vmin=vmin,
         vmax=vmax,
         title=label(ds, title or subject),
-        title_fontsize=14,
+        title_fontsize=10,  # what a page has room for
         colorbar_fontsize=14,
         colorbar_height=0.6,
     )
