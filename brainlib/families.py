@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-RATE = 16_000  # Hz, of all audio here
+from .files import RATE
 
 
 class Family:

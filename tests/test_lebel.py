@@ -281,21 +281,20 @@ def test_a_wrong_request_is_refused_before_any_transfer(fetch, server, options, 
     assert not server.log
 
 
+def fetch_in_a_process(tmp_path, server, stories):
+    """The command of a process that fetches the sound of these stories into ``out``, by the manifest ``m.csv``."""
+    code = (
+        "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
+        f"lebel.fetch((), {stories}, what=['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
+    )
+    paths = [str(tmp_path / "out"), server.url, str(tmp_path / "m.csv")]
+    return [sys.executable, "-c", code, *paths]
+
+
 def test_nothing_is_lost_or_taken_for_whole_after_kill_9(server, source, table, tmp_path):
     server.slow = 0.05  # 64 kB every 50 ms: the sound of 11 MB takes eight seconds
     table.to_csv(tmp_path / "m.csv", index=False)
-    code = (
-        "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
-        "lebel.fetch((), ['buck', 'souls'], what=['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        str(tmp_path / "out"),
-        server.url,
-        str(tmp_path / "m.csv"),
-    ]
+    command = fetch_in_a_process(tmp_path, server, ["buck", "souls"])
     process, parts = (
         subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL),
         tmp_path / "out/.partial/stimuli",
@@ -332,18 +331,7 @@ def test_nothing_is_lost_or_taken_for_whole_after_kill_9(server, source, table, 
 def test_two_processes_fetch_the_same_files_once(server, source, table, tmp_path):
     server.slow = 0.002
     table.to_csv(tmp_path / "m.csv", index=False)
-    code = (
-        "import sys; from brainlib import lebel; lebel.SPARE = 0\n"
-        "lebel.fetch((), ['buck'], what=['stimuli'], root=sys.argv[1], mirror=sys.argv[2], table=sys.argv[3], quiet=True)"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        str(tmp_path / "out"),
-        server.url,
-        str(tmp_path / "m.csv"),
-    ]
+    command = fetch_in_a_process(tmp_path, server, ["buck"])
     both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]
     assert (

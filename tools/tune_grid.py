@@ -63,10 +63,8 @@ def conditions() -> dict[str, Condition]:
 
 def control(ds, name):
     """Responses to tune on instead of the subject's."""
-    if name == "shuffled responses":
-        return evaluation.shuffled_responses(ds)
-    if name == "other story":
-        return evaluation.other_story(ds)
+    if name in evaluation.CONTROLS:
+        return evaluation.CONTROLS[name](ds)
     if name == "own sound":
         return evaluation.from_features(ds, lambda story: lowlevel.feature_space(story, "mel"))
     return evaluation.from_features(
