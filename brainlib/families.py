@@ -24,6 +24,8 @@ class Family:
         Of the checkpoint.
     normalizes : bool
         Whether it brings each clip to the same loudness.
+    padded : bool
+        Whether each clip is padded with silence to `longest`.
     stride, field, overhang : int
         Samples: from frame to frame, seen by one frame, and needed by the last frame beyond its stride.
     first_centre : float
@@ -39,6 +41,7 @@ class Family:
     frozen: tuple[str, ...] = ()  # how the names of parameters begin that no recipe tunes
     unused: tuple[str, ...] = ()  # ... and of weights that a checkpoint may lack
     longest = None
+    padded = False
 
     @property
     def frame_rate(self) -> float:
@@ -142,7 +145,8 @@ class WavLM(WaveformFamily):
 class Whisper(Family):
     """Whisper's encoder (Radford et al. 2023): log-mel spectra, two convolutions, a table of positions, pre-norm.
 
-    Unlike stock Whisper it is not padded to 30 s, unless the clip is: every frame holds sound.
+    Unlike stock Whisper it is not padded to 30 s, unless `padded` is set, as in Brain-tuning (Moussa et al. 2025). Then the
+    frames of a clip's sound see those of the silence after it, and only the former are kept.
     """
 
     name = "whisper"
@@ -174,10 +178,13 @@ class Whisper(Family):
 
     @staticmethod
     def model_class(config):
-        from transformers import AutoModel
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        return WhisperEncoder if config.architectures == ["WhisperEncoder"] else AutoModel
+        return (
+            WhisperEncoder
+            if config.architectures == ["WhisperEncoder"]
+            else Family.model_class(config)
+        )
 
     @staticmethod
     def encoder(model):
@@ -190,6 +197,8 @@ class Whisper(Family):
         return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
 
     def convolutional_features(self, model, clips):
+        if self.padded:
+            clips = torch.nn.functional.pad(clips, (0, max(self.longest - clips.shape[1], 0)))
         spectra = self.extractor(
             list(clips.cpu().numpy()),
             sampling_rate=RATE,

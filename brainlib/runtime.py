@@ -121,7 +121,7 @@ HOSTNAME = Path("/var/colab/hostname")  # of a hosted Colab machine; its plain D
 DRIVE = Path("/content/drive")
 SMALL_MODELS = ("pico", "tiny")  # in the name of a speech model that two CPU cores can tune
 CPU_SIZED = {
-    "speech_model": "wavlm-pico",
+    "speech_model": "whisper-tiny.en",
     "window": 10.0,
     "hop": 8.0,
     "layer": None,

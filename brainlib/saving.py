@@ -25,6 +25,7 @@ FACTS = (
 )  # of a BrainTuner, in tuning.json
 LICENCES = {  # of the base models, as their pages on the hub say or link
     "wavlm-pico": "mit",
+    "whisper-tiny.en": "mit",
     "microsoft/wavlm": "cc-by-sa-3.0",
     "facebook/wav2vec2": "apache-2.0",
     "facebook/hubert": "apache-2.0",
@@ -50,7 +51,7 @@ before tuning, {after:.4f} at the epoch kept.
 {code}
 ```
 
-{note}Sound is mono at 16 kHz, normalised as the base model's feature extractor does. `recipe.json` holds every setting,
+{note}Sound is mono at 16 kHz, normalised as the base model's feature extractor does{padding}. `recipe.json` holds every setting,
 `tuning.json` the learning curve, the training stories and the run's hash, `readouts.safetensors` the read-outs to voxels.
 `brainlib.tuning.BrainTuner.load` opens all of it.
 """
@@ -97,7 +98,7 @@ def save_tuned(folder: str | Path, tuner):
         raise FileExistsError(
             f"{folder} holds something else than a saved model: give a folder of its own"
         )
-    facts = {name: getattr(tuner, name) for name in FACTS} | tuner.about
+    facts = {name: getattr(tuner, name) for name in FACTS} | {"padded": tuner.encoder.padded}
     state = {k: v.detach().cpu().contiguous() for k, v in tuner.readouts.state_dict().items()}
     with atomic(folder) as part:
         part.mkdir()
@@ -108,7 +109,7 @@ def save_tuned(folder: str | Path, tuner):
             tuner.encoder.family.extractor.save_pretrained(part)
         save_file(state, part / "readouts.safetensors")
         (part / "recipe.json").write_text(tuner.recipe.to_json())
-        (part / "tuning.json").write_text(json.dumps(facts, indent=1))
+        (part / "tuning.json").write_text(json.dumps(facts | tuner.about, indent=1))
         (part / "README.md").write_text(card(tuner))
 
 
@@ -132,8 +133,10 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     recipe = Recipe.from_json((folder / "recipe.json").read_text())
     about = json.loads((folder / "tuning.json").read_text())
     facts = {name: about.pop(name) for name in FACTS}
-    lora = recipe.adapter == "lora"
-    encoder = SpeechEncoder.from_pretrained(facts["base"] if lora else str(folder), device)
+    lora, padded = recipe.adapter == "lora", about.pop("padded", False)
+    encoder = SpeechEncoder.from_pretrained(
+        facts["base"] if lora else str(folder), device, padded=padded
+    )
     if lora and encoder.fingerprint() != facts["base_fingerprint"]:
         raise ValueError(
             f"{folder}: tuned on another {facts['base']!r} (fingerprint {facts['base_fingerprint']}, here "
@@ -175,6 +178,7 @@ def card(tuner) -> str:
         data_licence=about["licence"] or DATA_LICENCES.get(about["data"], "not stated"),
         code=usage(base, lora=lora, whisper=tuner.encoder.family.takes_spectra),
         note=NOTE if lora and tuner.encoder.family.name == "wavlm" else "",
+        padding=", each clip padded with silence to 30 s" if tuner.encoder.padded else "",
     )
 
 

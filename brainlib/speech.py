@@ -33,7 +33,7 @@ __all__ = [
     "fuse_attention",
 ]
 ASSETS = Path(__file__).parent / "assets"
-EMBEDDED = ("wavlm-pico",)
+EMBEDDED = ("whisper-tiny.en", "wavlm-pico")
 SHAPING = (  # what a configuration says beyond the weights' shapes; other keys vary with transformers' version
     "model_type",
     "num_attention_heads",
@@ -68,18 +68,18 @@ class SpeechEncoder:
         Of a hidden state.
     frame_rate : float
         Hz.
+    padded : bool
+        Whether each clip is padded with silence (see `from_pretrained`).
     name, device : str
     """
 
     def __init__(self, model, name: str, *, family, device: str):
         fuse_attention(model)
         self.model = model.to(device).eval()
-        self.name = name
-        self.family = family
-        self.device = device
+        self.name, self.family, self.device = name, family, device
         self.layers = model.config.num_hidden_layers + 1
         self.width = model.config.hidden_size
-        self.frame_rate = family.frame_rate
+        self.frame_rate, self.padded = family.frame_rate, family.padded
 
     @classmethod
     def from_pretrained(
@@ -89,27 +89,37 @@ class SpeechEncoder:
         *,
         random_weights: bool = False,
         seed: int = 0,
+        padded: bool = False,
     ) -> SpeechEncoder:
         """Load a model, in single precision. Code that comes with a model is never run.
 
         Parameters
         ----------
         name : str
-            "wavlm-pico" (embedded), a folder in Hugging Face format, or a hub id.
+            "whisper-tiny.en" or "wavlm-pico" (embedded), a folder in Hugging Face format, or a hub id.
         device : str, optional
         random_weights : bool
             The same architecture with fresh weights: the control for everything that training gave.
         seed : int
             Of the random weights.
+        padded : bool
+            Pad each clip with silence to the 30 s that a Whisper model was trained on, and keep the frames of its sound.
+            Dearer: three times for a window of 10 s.
 
         Raises
         ------
         ValueError
-            For a family that is not read here, or a checkpoint that lacks some of the encoder's weights.
+            For a family that is not read here, a checkpoint that lacks some of the encoder's weights, or padding for a model
+            that has no fixed length.
         OSError
             If the model is neither a folder with weights nor to be had from the hub.
         """
         model, family = _load_model(name, random_weights=random_weights, seed=seed)
+        if padded and not family.longest:
+            raise ValueError(
+                f"padded=True, but {name} hears clips of any length; only Whisper's are padded"
+            )
+        family.padded = padded
         label = f"{name}-random{seed}" if random_weights else name
         return cls(model, label, family=family, device=pick_device(device))
 
@@ -169,12 +179,12 @@ class SpeechEncoder:
         plan = plan_windows(self.family, len(audio), window=window, hop=hop, exact=exact, pool=pool)
         if not cache:
             return _run_windows(self, audio, plan, layers, batch_size), plan.times
-        settings = (round(window, 4), round(hop, 4), exact, pool, self.device.split(":")[0])
-        if exact and self.family.takes_spectra:
-            settings += ("padded",)
-        stored = FeatureCache(self, audio, settings=settings)
-        shape = (len(plan.times), self.width)
-        states = {layer: stored.read(layer, shape) for layer in layers}
+        stored = FeatureCache(
+            self,
+            audio,
+            settings=(round(window, 4), round(hop, 4), exact, pool, self.device.split(":")[0]),
+        )
+        states = {layer: stored.read(layer, (len(plan.times), self.width)) for layer in layers}
         missing = [layer for layer in layers if states[layer] is None]
         if missing:
             states |= _run_windows(self, audio, plan, missing, batch_size)
@@ -196,7 +206,8 @@ class SpeechEncoder:
             In the order of `layers`.
         """
         features = self.convolutional_features(clips)
-        return tuple(self.transformer_states(features, layers).values())
+        n_frames = self.family.n_frames(clips.shape[1])
+        return tuple(x[:, :n_frames] for x in self.transformer_states(features, layers).values())
 
     def convolutional_features(self, clips):
         """Normalisation and convolutions; frozen in every recipe, so no gradient.
@@ -208,6 +219,7 @@ class SpeechEncoder:
         Returns
         -------
         features : tensor of shape (n_clips, n_frames, channels)
+            Of a padded clip, the silence too.
         """
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], enabled=False):
             return self.family.convolutional_features(self.model, clips)
@@ -242,9 +254,9 @@ class SpeechEncoder:
         return {layer: states[layer] for layer in layers}
 
     def fingerprint(self) -> str:
-        """Hash of weights, configuration and adapters, 16 hex digits: names a model, whatever its folder."""
+        """Hash of weights, configuration, padding and adapters, 16 hex digits: names a model, whatever its folder."""
         config = {key: getattr(self.model.config, key, None) for key in SHAPING}
-        config["normalize"] = self.family.normalizes
+        config |= {"normalize": self.family.normalizes} | ({"padded": True} if self.padded else {})
         total = hashlib.blake2b(
             json.dumps(config, sort_keys=True, default=str).encode(), digest_size=8
         )
@@ -273,7 +285,7 @@ class SpeechEncoder:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         return (
             f"SpeechEncoder({self.name!r}, {size:.1f} M parameters, layers 0 to {self.layers - 1}, "
-            f"width {self.width}, {self.frame_rate:g} Hz)"
+            f"width {self.width}, {self.frame_rate:g} Hz{', padded' * self.padded})"
         )
 
 
@@ -399,6 +411,7 @@ def _kept_frames(encoder, audio, windows, layers, size):
 
 def _batch_size(encoder, clip_samples: int) -> int:
     """Clips at a time: half a minute of sound on a CPU, where more is slower; a GPU starts high, and is halved to fit."""
+    clip_samples = encoder.family.longest if encoder.padded else clip_samples
     return 64 if "cuda" in encoder.device else int(np.clip(33 * RATE / clip_samples, 1, 16))
 
 

@@ -105,10 +105,15 @@ PROFILES = sorted((ROOT / "notebooks/params").glob("*.yaml"))
 
 
 def test_profiles_hold_the_same_parameters_each_known_to_a_notebook():
-    keys = {p.stem: list(yaml.safe_load(p.read_text())) for p in PROFILES}
+    own = {p.stem for p in NOTEBOOKS}
+    profiles = {p.stem: yaml.safe_load(p.read_text()) for p in PROFILES}
+    keys = {k: [x for x in profile if x not in own] for k, profile in profiles.items()}
     assert set(keys) == {"quick", "colab", "lebel", "colab_lebel"}
     assert len({tuple(k) for k in keys.values()}) == 1
-    run_notebooks.known_anywhere(keys["quick"])
+    for profile in profiles.values():
+        run_notebooks.known_anywhere(profile)
+        for path in NOTEBOOKS:
+            assert set(profile.get(path.stem, {})) <= set(run_notebooks.parameters(path))
 
 
 def test_the_notebooks_own_parameter_files_are_in_step():
@@ -248,6 +253,15 @@ def test_a_parameter_reaches_the_notebooks_that_know_it(tmp_path, monkeypatch):
     assert (
         calls == [("01_a", {"x": 3, "y": -5})] and len(both) == 2
     )  # asked for by name: it must know the parameter
+
+
+def test_a_notebook_s_own_value_goes_before_the_shared_one_and_a_given_one_before_both(tmp_path):
+    path = make(tmp_path, "1", name="01_a.ipynb")
+    profile = {"x": 3, "z": 4, "01_a": {"x": 5}, "02_b": {"x": 6}}
+    assert run_notebooks.values_for(path, profile) == {"x": 5}
+    run_notebooks.known_anywhere({"x", "01_a"}, tmp_path)
+    with pytest.raises(NotebookError, match="unknown parameter .'02_b'"):
+        run_notebooks.known_anywhere({"02_b"}, tmp_path)
 
 
 def test_a_cell_that_was_not_executed_fails(tmp_path):

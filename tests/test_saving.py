@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from brainlib import saving
+from brainlib.speech import SpeechEncoder
 from brainlib.tuning import BrainTuner
 
 
@@ -145,7 +146,31 @@ def test_an_embedded_base_is_not_looked_for_on_the_hub():
     names = {}
     exec(saving.usage("wavlm-pico", lora=True, whisper=False).split("tuned =")[0], names)
     assert names["model"].config.model_type == "wavlm"
+    exec(saving.usage("whisper-tiny.en", lora=True, whisper=True).split("tuned =")[0], names)
+    ours = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu").model.state_dict()
+    for name, value in names["model"].get_encoder().state_dict().items():
+        torch.testing.assert_close(value.float(), ours[name], atol=0, rtol=0)
     assert "base_model" not in saving.metadata("wavlm-pico", lora=True, simulated=True)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_model_that_was_tuned_on_padded_clips_is_opened_so(data, tmp_path, adapter):
+    base = base_model("whisper", tmp_path / "base")
+    recipe = TINY.with_(adapter=adapter, stages=(("all", 1),))
+    tuners = [
+        BrainTuner(SpeechEncoder.from_pretrained(base, "cpu", padded=padded), recipe)
+        for padded in (False, True)
+    ]
+    names = []
+    for tuner in tuners:
+        tuner.fit(data, ["UTS01"], quiet=True, keep="last")
+        again = BrainTuner.load(tuner.save(), device="cpu")
+        assert again.encoder.padded == tuner.encoder.padded
+        assert again.encoder.fingerprint() == tuner.encoder.fingerprint()
+        names.append(again.encoder.fingerprint())
+    assert len({t.run_hash for t in tuners}) == len(set(names)) == 2
+    cards = [(t.save() / "README.md").read_text() for t in tuners]
+    assert ["padded with silence" in text for text in cards] == [False, True]
 
 
 def test_two_runs_are_saved_side_by_side(model_folder, data):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -365,6 +366,101 @@ def test_whisper_hears_short_windows_without_padding(folder):
         str(folder("whisper", "", True)), random_weights=True, seed=3, device="cpu"
     )
     assert fresh.fingerprint() != alone.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def whisper():
+    return SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu")
+
+
+def test_the_embedded_whisper_is_small_licensed_and_what_was_checked(whisper):
+    """`tools/make_whisper.py check` compared this very file with the whole model."""
+    folder = speech.ASSETS / "whisper-tiny.en"
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 17e6
+    assert "Copyright (c) 2022 OpenAI" in (folder / "LICENSE").read_text()
+    checked = json.loads((folder / "check.json").read_text())
+    weights = (folder / "model.safetensors").read_bytes()
+    assert checked["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert checked["model"] == whisper.fingerprint()
+    largest = checked["largest_difference_by_layer"], checked["largest_state_by_layer"]
+    assert len(largest[0]) == len(largest[1]) == whisper.layers
+    half = np.finfo(np.float16).eps
+    assert all(difference <= half * size for difference, size in zip(*largest))
+    assert min(checked["share_of_words_transcribed"].values()) > 0.9
+    card = (folder / "README.md").read_text()
+    for said in ("OpenAI", "Radford et al. 2023", "MIT", checked["source_sha256"]):
+        assert said in card
+
+
+def test_the_embedded_whisper_runs_on_a_cpu_in_single_precision(whisper):
+    assert (whisper.layers, whisper.width, whisper.frame_rate) == (5, 384, 50)
+    assert all(p.dtype == torch.float32 for p in whisper.model.parameters())
+    again = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu")
+    states, times = whisper.features(noise(5), window=4, hop=2, cache=False)
+    same, _ = again.features(noise(5), window=4, hop=2, cache=False)
+    assert list(states) == [0, 1, 2, 3, 4] and len(times) == 250
+    for layer, x in states.items():
+        assert x.shape == (250, 384) and np.isfinite(x).all() and x.std() > 0.1
+        np.testing.assert_array_equal(x, same[layer])
+
+
+def test_whisper_s_control_is_rounded_as_it_is_and_another_model(whisper):
+    control = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu", random_weights=True)
+    assert control.fingerprint() != whisper.fingerprint()
+    for encoder in (whisper, control):
+        assert all(torch.equal(p, p.half().float()) for p in encoder.model.parameters())
+
+
+def test_the_code_on_the_embedded_whisper_s_card_gives_the_states_of_the_padded_encoder():
+    folder = speech.ASSETS / "whisper-tiny.en"
+    code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+    first, second = code.replace('"whisper-tiny.en"', repr(str(folder))).split(
+        "\nfrom transformers.m"
+    )
+    variables, sound = {"sound": noise(3)}, torch.from_numpy(noise(3))[None]
+    padded = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu", padded=True)
+    expected = padded.hidden_states(sound)[-1]
+    for part in (first, "from transformers.m" + second):
+        exec(part, variables)
+        states = variables.pop("states")
+        torch.testing.assert_close(states[:, :150], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_is_whisper_s_own_and_only_frames_with_sound_are_kept(folder):
+    """Each window of `features` is what stock Whisper makes of it, padded to 30 s, cut to the window's sound."""
+    path, sound = str(folder("whisper", "", True)), noise(7.3)
+    encoder = SpeechEncoder.from_pretrained(path, device="cpu", padded=True)
+    unpadded = SpeechEncoder.from_pretrained(path, device="cpu")
+    states, times = encoder.features(sound, window=4, hop=2, batch_size=1)
+    stock, extract = AutoModel.from_pretrained(path).eval().encoder, WhisperFeatureExtractor()
+    for last in (2, 4, 6, 7.3):
+        start = max(last - 4, 0)
+        clip = sound[int(start * 16_000) : int(last * 16_000)]
+        inputs = extract(clip, sampling_rate=16_000, return_tensors="pt").input_features
+        with torch.inference_mode():
+            expected = stock(inputs).last_hidden_state[0]
+        hop = 2 if last < 7 else 1.3
+        kept = slice(round((last - hop - start) * 50), round((last - start) * 50))
+        ours = states[2][round((last - hop) * 50) : round(last * 50)]
+        np.testing.assert_allclose(ours, expected[kept], atol=1e-4)
+    assert len(times) == int(7.3 * 50)
+    clips = torch.from_numpy(sound)[None]
+    assert encoder.hidden_states(clips)[-1].shape == unpadded.hidden_states(clips)[-1].shape
+    pooled, at = encoder.features(sound, [2], window=4, hop=2, pool=0.1)
+    assert len(at) == 73
+    means = states[2].reshape(73, 5, -1).mean(1)
+    np.testing.assert_allclose(pooled[2], means, atol=1e-5)
+
+
+def test_a_padded_model_is_another_one_to_the_cache(folder):
+    path = str(folder("whisper", "", True))
+    encoders = [SpeechEncoder.from_pretrained(path, "cpu", padded=p) for p in (False, True)]
+    assert encoders[0].fingerprint() != encoders[1].fingerprint()
+    plain, padded = (encoder.features(noise(2), [2])[0][2] for encoder in encoders)
+    assert plain.shape == padded.shape and np.abs(plain - padded).max() > 0.01
+    assert "padded" in repr(encoders[1]) and "padded" not in repr(encoders[0])
+    with pytest.raises(ValueError, match="padded=True, but .* hears clips of any length"):
+        SpeechEncoder.from_pretrained("wavlm-pico", "cpu", padded=True)
 
 
 def plain_protocol(path, sound, window=1.6, stride=0.1):

