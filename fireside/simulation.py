@@ -166,7 +166,7 @@ def _token_means():
 @lru_cache(maxsize=1)
 def _glove():
     with np.load(ASSETS / "glove.npz") as file:
-        return {w: v.astype(np.float32) for w, v in zip(file["vocabulary"], file["vectors"])}
+        return {w: v[:20].astype(np.float32) for w, v in zip(file["vocabulary"], file["vectors"])}
 
 
 def word_vectors(story):

