@@ -24,6 +24,7 @@ from .timing import DS003020, Clock
 AUDIO_KINDS = (".wav", ".flac", ".ogg", ".mp3")
 DERIVATIVE = "derivative"  # singular, as on OpenNeuro
 RESPONSES = "preprocessed_data"
+NOT_LEVELS = ("snr", "hrf_peak", "shared")  # columns of a simulated subject's truth
 
 
 def load(
@@ -214,7 +215,9 @@ class Tree:
 class Responses(Tree):
     """Reads response files: checked against the story's clock, z-scored per story, without NaN."""
 
-    def responses(self, subject: str, story: str, *, voxels=None, repeats=None) -> np.ndarray:
+    def responses(
+        self, subject: str, story: str, *, voxels=None, repeats=None, noise_free: bool = False
+    ) -> np.ndarray:
         """Responses of one subject to one story: (n_trs, n_voxels) float32, z-scored over the story, NaN-free.
 
         Parameters
@@ -223,6 +226,8 @@ class Responses(Tree):
             Read only these columns; others never are in memory.
         repeats : indices or slice, optional
             Of a repeated story: the mean of these repeats, instead of `data`.
+        noise_free : bool
+            Of simulated subjects: the signal that all repeats share, without noise; zeros where nothing drives a voxel.
 
         Raises
         ------
@@ -231,14 +236,24 @@ class Responses(Tree):
         FileNotFoundError
             No response file.
         ValueError
-            The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs or sound.
+            The file is empty, truncated or a git-annex pointer, or its rows do not fit the story's TRs or sound; or
+            the responses are recordings, which are never without noise.
         """
+        if noise_free:
+            self._check_simulated("noise-free responses are")
+            return self._read(subject, story, "noise_free", voxels)[0]
         if repeats is not None:
             mean = self.repeats(subject, story, voxels=voxels)[repeats].mean(0)
             return self._zscored(mean, subject, story)
         data, path = self._read(subject, story, "data", voxels)
         once = hf5_shape(path)[0] == 1  # the mean of repeats has less spread than one
         return self._zscored(data, subject, story, warn_unscaled=once)
+
+    def _check_simulated(self, what):
+        if not self.simulated:
+            raise ValueError(
+                f"{self.name} holds recordings: their {what} not known; a noise ceiling says what noise permits"
+            )
 
     def repeats(self, subject: str, story: str, *, voxels=None) -> np.ndarray:
         """Responses to each repeat of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored. See `responses`.
@@ -489,7 +504,7 @@ class Dataset(Anatomy):
         return all(self.n_repeats(subject, story) > 1 for story in self.split[split])
 
     def noise_ceiling(self, subject: str, *, split: str = "test", repeats=None) -> np.ndarray:
-        """CC_max per voxel in [0, 1], shape (n_voxels,): the mean over the stories of a split.
+        """CC_max per voxel in [0, 1], shape (n_voxels,), of the stories of a split end to end (see `encoding.noise_ceiling`).
 
         Parameters
         ----------
@@ -517,19 +532,17 @@ class Dataset(Anatomy):
         """What drives each voxel of a simulated subject, one row per voxel.
 
         Columns: one per level (its share of the signal's variance), `snr` (the signal's share of one repeat's variance),
-        `hrf_peak` (seconds), `level` (the strongest, or "none").
+        `hrf_peak` (seconds), `shared` (the share of the noise-free variance that comes from what all subjects share),
+        `level` (the strongest, or "none").
 
         Raises
         ------
         ValueError
             For recordings, whose ground truth is not known.
         """
-        if not self.simulated:
-            raise ValueError(
-                f"{self.name} holds recordings: their truth is not known; use noise_ceiling instead"
-            )
+        self._check_simulated("ground truth is")
         table = pd.DataFrame(self._arrays("truth", subject))
-        levels = [c for c in table.columns if c not in ("snr", "hrf_peak")]
+        levels = [c for c in table.columns if c not in NOT_LEVELS]
         names = np.array(levels)[table[levels].to_numpy().argmax(1)]
         return table.assign(level=np.where(table.snr > 0, names, "none"))
 

@@ -101,14 +101,15 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
 
 
 def read_hf5(path: Path, key: str, *, columns=slice(None)) -> np.ndarray:
-    """One array of a response file as float32: `data` (n_trs, n_voxels) or `individual_repeats` (n_repeats, n_trs, n_voxels).
+    """One array of a response file as float32: `data` or `noise_free` (n_trs, n_voxels), `individual_repeats` (n_repeats, n_trs, n_voxels).
 
     Of these `columns` (a slice or indices) alone; rows are read a few at a time, so the others never are in memory.
     """
     with _opened(path) as file:
-        if key == "individual_repeats" and key not in file:
+        if key not in file:
+            why = "presented once" if key == "individual_repeats" else f"keys {list(file)}"
             raise ValueError(
-                f"{path}: presented once; expected 'individual_repeats' of shape (n_repeats, n_trs, n_voxels)"
+                f"{path}: {why}; expected {key!r} of shape ([n_repeats,] n_trs, n_voxels)"
             )
         stored = file[key]
         width = stored.shape[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+from scipy import fft
 
 from .timing import downsample
 
@@ -69,8 +70,9 @@ def _power(story, size):
     step, width = story.rate // RATE_HZ, int(0.025 * story.rate)
     padded = np.pad(story.audio, (width // 2, width))
     frames = np.lib.stride_tricks.sliding_window_view(padded, width)[: len(story.audio) : step]
-    power = np.abs(np.fft.rfft(frames * np.hanning(width).astype(np.float32), size)) ** 2
-    return power.astype(np.float32), np.arange(len(power)) / RATE_HZ
+    spectrum = fft.rfft(frames * np.hanning(width).astype(np.float32), size)  # stays single
+    power = spectrum.real**2 + spectrum.imag**2
+    return power, np.arange(len(power)) / RATE_HZ
 
 
 def _decibels(x):

@@ -4,26 +4,44 @@ The package registers itself with brainlib by the entry point ``brainlib.dataset
 opens it. It can also serve to test encoding methods without the book.
 """
 
-from .simulation import (
+from .bounds import bounds
+from .levels import (
     LEVELS,
-    SUBJECTS,
-    VERSION,
-    build,
+    driving_features,
     embedded_story,
     hrf,
+    log_rank,
+    unheard_share,
+    vectors,
+    word_vectors,
+)
+from .simulation import (
+    FOOLING,
+    SUBJECTS,
+    VERSION,
+    best_transfer,
+    build,
+    dimensions,
     level_features,
     open_dataset,
-    word_vectors,
 )
 
 __all__ = [
+    "FOOLING",
     "LEVELS",
     "SUBJECTS",
     "VERSION",
+    "best_transfer",
+    "bounds",
     "build",
+    "dimensions",
     "embedded_story",
     "hrf",
     "level_features",
+    "driving_features",
+    "log_rank",
     "open_dataset",
+    "unheard_share",
+    "vectors",
     "word_vectors",
 ]

@@ -47,13 +47,21 @@ def test_every_word_has_a_time_and_sounds_of_its_own(path):
     owner = np.searchsorted(story.words.start, middles, side="right") - 1
     assert set(owner) == set(range(len(words)))  # no word without a phoneme
     assert 2.5 * 60 <= story.duration <= 4.2 * 60
-    assert {w.lower() for w in words} <= set(simulation._glove())
+    assert np.isfinite(fireside.vectors(words)).all()
 
 
 def test_assets_are_an_hour_of_speech_and_stay_small():
     seconds = sum(fireside.embedded_story(p.stem).duration for p in STORIES)
     size = sum(f.stat().st_size for f in simulation.ASSETS.parent.rglob("*") if f.is_file())
-    assert seconds >= 55 * 60 and size <= 20e6
+    assert seconds >= 90 * 60 and size <= 20e6
+
+
+def test_every_voice_is_in_every_part_of_the_split_and_training_is_over_65_minutes(ds):
+    voices = {p.stem: header_and_words(p)[0]["voice"] for p in STORIES}
+    for part in ds.split.values():
+        assert {voices[s] for s in part} == set(voices.values())
+    minutes = {k: sum(ds.story(s).duration for s in v) / 60 for k, v in ds.split.items()}
+    assert minutes["train"] >= 65 and minutes["test"] >= 12
 
 
 def test_an_independent_aligner_agreed_on_the_onsets():
@@ -67,19 +75,19 @@ def test_an_independent_aligner_agreed_on_the_onsets():
 def test_the_tree_is_that_of_ds003020(ds, fireside_root):
     assert (ds.name, ds.simulated, len(ds.subjects), ds.tr) == ("fireside", True, 8, 2.0)
     assert {k: len(v) for k, v in ds.split.items()} == {
-        "train": len(STORIES) - 3,
-        "val": 2,
-        "test": 1,
+        "train": len(STORIES) - 8,
+        "val": 4,
+        "test": 4,
     }
     test = ds.split["test"][0]
     Y = ds.responses("SIM01", test)
     counts = json.loads((fireside_root / "clean/derivative/respdict.json").read_text())
     assert Y.shape[0] == counts[test] - 20 == len(ds.story(test).tr_times)
-    assert ds.repeats("SIM01", test).shape == (10, *Y.shape)
-    assert [ds.repeats("SIM01", s).shape[0] for s in ds.split["val"]] == [5, 5]
+    assert ds.repeats("SIM01", test).shape == (6, *Y.shape)
+    assert [ds.repeats("SIM01", s).shape[0] for s in ds.split["val"]] == [5] * 4
     with h5py.File(fireside_root / f"clean/derivative/preprocessed_data/SIM01/{test}.hf5") as file:
         np.testing.assert_allclose(file["data"][()].std(0), 1, atol=1e-4)
-        assert set(file) == {"data", "individual_repeats"}
+        assert set(file) == {"data", "individual_repeats", "noise_free"}
 
 
 def test_signal_is_a_tenth_to_a_half_of_one_repeat_and_visual_cortex_has_none(ds):
@@ -110,47 +118,35 @@ def test_the_estimated_ceiling_is_the_simulated_one(ds):
 
 def test_subjects_share_a_map_and_differ(ds):
     one, two = ds.truth("SIM01"), ds.truth("SIM02")
-    assert np.corrcoef(one.snr, two.snr)[0, 1] > 0.8 and not np.allclose(one.snr, two.snr)
+    assert np.corrcoef(one.snr, two.snr)[0, 1] > 0.6 and not np.allclose(one.snr, two.snr)
     test = ds.split["test"][0]
     own = encoding.correlation(ds.responses("SIM01", test), ds.responses("SIM02", test))
     shared = own[((one.snr > 0.2) & (two.snr > 0.2)).to_numpy()].mean()
-    assert 0.3 < shared < 0.9
+    assert 0.15 < shared < 0.7
 
 
-def test_level_features_predict_their_own_voxels(ds):
-    truth, ceiling = ds.truth("SIM01"), ds.noise_ceiling("SIM01")
-    for level in fireside.LEVELS:
-        own = (truth[level] > 0.8).to_numpy()
-        X = {s: fireside.level_features(ds.story(s), level) for s in ds.stories}
-        train, test = ds.split["train"], ds.split["test"]
-        model = encoding.RidgeEncoder().fit(
-            [X[s] for s in train], [ds.responses("SIM01", s)[:, own] for s in train]
-        )
-        r = model.score([X[s] for s in test], [ds.responses("SIM01", s)[:, own] for s in test])
-        assert own.sum() > 50 and (r / ceiling[own]).mean() >= 0.75, level
-
-
-def test_on_a_null_subject_the_permutation_test_keeps_its_level(fireside_root):
-    null = datasets.load("fireside", root=fireside_root / "null", noise="null")
+def test_on_the_noise_subject_the_permutation_test_keeps_its_level(fireside_root):
+    null = datasets.load("fireside", root=fireside_root / "clean", subjects="SIMNOISE")
     X = {
         s: np.hstack([fireside.level_features(null.story(s), k) for k in fireside.LEVELS])
         for s in null.stories
     }
-    train, test = null.split["train"], null.split["test"][0]
+    train, test = null.split["train"], null.split["test"]
     model = encoding.RidgeEncoder().fit(
-        [X[s] for s in train], [null.responses("SIM01", s) for s in train]
+        [X[s] for s in train], [null.responses("SIMNOISE", s) for s in train]
     )
-    p = encoding.permutation_test(null.responses("SIM01", test), model.predict(X[test]))
+    y = np.concatenate([null.responses("SIMNOISE", s) for s in test])
+    p = encoding.permutation_test(y, np.concatenate(model.predict([X[s] for s in test])))
     assert 0.03 <= np.mean(p <= 0.05) <= 0.07
     assert np.mean(encoding.fdr(p) <= 0.05) < 0.01
 
 
 def test_the_scanner_level_has_ceilings_like_real_recordings(fireside_root):
     noisy = datasets.load("fireside", root=fireside_root / "scanner", noise="scanner")
-    for split in ("test", "val"):  # ten repeats, five repeats
-        ceiling = noisy.noise_ceiling("SIM01", split=split)
+    for split in ("test", "val"):  # six repeats, five repeats
+        ceiling = encoding.noise_ceiling(noisy.repeats("SIM01", noisy.split[split][0]))
         assert 0.22 <= np.median(ceiling) <= 0.42
-        assert 0.13 <= np.mean(ceiling == 0) <= 0.34
+        assert 0.13 <= np.mean(ceiling == 0) <= 0.42
 
 
 def test_two_builds_are_the_same_to_the_bit(ds, fireside_root):
