@@ -104,8 +104,12 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
 
 @lru_cache(maxsize=1)
 def _assets_hash() -> str:
+    """Of what the simulation reads: stories, their sound and times, and the word vectors."""
     total = 0
-    for path in sorted(p for p in ASSETS.rglob("*") if p.is_file()):
+    files = [ASSETS / "glove.npz"]
+    for folder in ("audio", "stories", "TextGrids"):
+        files += sorted((ASSETS / folder).iterdir())
+    for path in files:
         total = zlib.crc32(path.read_bytes(), zlib.crc32(path.name.encode(), total))
     return f"{total:08x}"
 
