@@ -522,11 +522,9 @@ class Dataset(Anatomy):
                 "ceiling needs repeats (ask has_repeats first)"
             )
         repeats = slice(None) if repeats is None else repeats
-        ceilings = [
-            encoding.noise_ceiling(self.repeats(subject, story)[repeats])
-            for story in self.split[split]
-        ]
-        return np.mean(ceilings, axis=0)
+        return encoding.noise_ceiling(
+            self.repeats(subject, story)[repeats] for story in self.split[split]
+        )
 
     def truth(self, subject: str) -> pd.DataFrame:
         """What drives each voxel of a simulated subject, one row per voxel.

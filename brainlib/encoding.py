@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         In TRs (see `timing.fir`).
     n_folds : int
         Groups of stories that are held out in turn; no more than there are stories.
+    groups : sequence of int, optional
+        Widths of groups of columns that weigh alike, whatever their widths: each z-scored column is divided by the square
+        root of its group's width. If left out, all columns weigh alike.
     device : str, optional
         "cpu", "cuda", ...; the best there is if left out.
 
@@ -61,10 +65,11 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     True
     """
 
-    def __init__(self, alphas=None, *, delays=(1, 2, 3, 4), n_folds=5, device=None):
+    def __init__(self, alphas=None, *, delays=(1, 2, 3, 4), n_folds=5, groups=None, device=None):
         self.alphas = alphas
         self.delays = delays
         self.n_folds = n_folds
+        self.groups = groups
         self.device = device
 
     def fit(self, X, Y):
@@ -114,6 +119,8 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         self.mean_, self.scale_ = stacked.mean(0), stacked.std(0)
         constant = self.scale_ < 1e-6 * max(self.scale_.max(), 1e-12)
         self.scale_[constant] = 1.0  # a constant feature stays zero
+        if self.groups is not None:
+            self.scale_ *= np.sqrt(np.repeat(self.groups, self.groups))
         total = sum(y.sum(0, dtype=np.float64) for y in Y)
         self.y_mean_ = (total / len(stacked)).astype(np.float32)
 
@@ -141,14 +148,12 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
             self._solution[:, batch] = (vectors @ shrunk).cpu().numpy()
 
     def _warn_at_edges(self, alphas, top):
-        lower = float(np.mean(np.isclose(self.best_alphas_, alphas[0])))
-        upper = (
-            float(np.mean(np.isclose(self.best_alphas_, alphas[-1])))
-            if alphas[-1] < 9.99 * top
-            else 0.0
+        searched = self.cv_scores_ < 1  # not where there is one penalty, or nothing to predict
+        lower, upper = (
+            float(np.mean(searched & np.isclose(self.best_alphas_, alphas[end]))) for end in (0, -1)
         )
-        if len(alphas) == 1:
-            lower = upper = 0.0
+        if alphas[-1] >= 9.99 * top:
+            upper = 0.0
         self.edges_ = (lower, upper)
         for share, which, remedy in ((lower, "smallest", "smaller"), (upper, "largest", "larger")):
             if share > 0.05:
@@ -309,40 +314,74 @@ def noise_ceiling(repeats) -> np.ndarray:
 
     Parameters
     ----------
-    repeats : array of shape (n_repeats, n_trs, n_voxels)
+    repeats : array of shape (n_repeats, n_trs, n_voxels), or several of them
+        Several stories are those of a correlation over stories end to end, each z-scored.
 
     Returns
     -------
     cc_max : array of shape (n_voxels,)
         ``sqrt(SP / Var(mean))`` in [0, 1], 0 where the signal power SP is not above zero (Sahani & Linden 2003;
-        Schoppe et al. 2016). SP = (R Var(mean) - mean Var(repeat)) / (R - 1).
+        Schoppe et al. 2016). SP = (R Var(mean) - mean Var(repeat)) / (R - 1). The shares ``SP / Var(mean)`` of several
+        stories are averaged, weighted by their TRs, before anything is cut off at zero: a mean of the stories' own
+        ceilings would be too high in weak voxels.
 
     Raises
     ------
     ValueError
         If there are fewer than two repeats.
     """
-    repeats = np.asarray(repeats)
-    if repeats.ndim != 3 or len(repeats) < 2:
-        raise ValueError(
-            f"repeats of shape {repeats.shape}; expected (n_repeats, n_trs, n_voxels) with at least two repeats"
-        )
-    n = len(repeats)
-    of_mean = repeats.mean(0, dtype=np.float64).var(0)
-    power = (n * of_mean - repeats.var(1, dtype=np.float64).mean(0)) / (n - 1)
-    share = np.divide(power, of_mean, out=np.zeros_like(power), where=(power > 0) & (of_mean > 0))
-    return np.sqrt(np.clip(share, 0, 1))
+    stories = [repeats] if isinstance(repeats, np.ndarray) else repeats
+    n_trs, share = 0, 0.0
+    for story in stories:
+        if np.ndim(story) != 3 or len(story) < 2:
+            raise ValueError(
+                f"repeats of shape {np.shape(story)}; expected (n_repeats, n_trs, n_voxels) with at least two repeats"
+            )
+        n = len(story)
+        of_mean = story.mean(0, dtype=np.float64).var(0)
+        of_one = sum(one.var(0, dtype=np.float64) for one in story) / n
+        power = (n * of_mean - of_one) / (n - 1)
+        of_story = np.divide(power, of_mean, out=np.zeros_like(power), where=of_mean > 0)
+        share = share + story.shape[1] * of_story
+        n_trs += story.shape[1]
+    return np.sqrt(np.clip(share / n_trs, 0, 1))
 
 
 # ------------------------------------------------------------------ significance
-def permutation_test(y, y_hat, *, block: int = 10, n: int = 1000, seed: int = 0) -> np.ndarray:
+def story_blocks(n_trs: int, *, lengths=None, block: int = 10) -> list[list[np.ndarray]]:
+    """Rows cut into blocks of at least `block` TRs, none across the border of two stories.
+
+    Parameters
+    ----------
+    n_trs : int
+    lengths : sequence of int, optional
+        TRs of each story, where several lie end to end.
+
+    Returns
+    -------
+    blocks : list, by story, of lists of index arrays
+    """
+    lengths = [n_trs] if lengths is None else list(lengths)
+    if sum(lengths) != n_trs or min(lengths) < 2 * block:
+        raise ValueError(
+            f"{n_trs} TRs in stories of {lengths}; expected as many in all, and in each at least two blocks of {block}"
+        )
+    stories = np.split(np.arange(n_trs), np.cumsum(lengths)[:-1])
+    return [np.array_split(rows, len(rows) // block) for rows in stories]
+
+
+def permutation_test(
+    y, y_hat, *, lengths=None, block: int = 10, n: int = 1000, seed: int = 0
+) -> np.ndarray:
     """Is a voxel's correlation above chance? Blocks of the prediction change places, without replacement.
 
     Parameters
     ----------
     y, y_hat : arrays of shape (n_trs, n_voxels)
+    lengths : sequence of int, optional
+        TRs of each story, where several lie end to end: blocks then change places within their story.
     block : int
-        TRs that stay together, so that the null keeps the signal's autocorrelation; a shorter last block moves too.
+        TRs that stay together, so that the null keeps the signal's autocorrelation.
     n : int
         Permutations; the same for all voxels, so that the spatial structure of the null is kept.
 
@@ -352,24 +391,23 @@ def permutation_test(y, y_hat, *, block: int = 10, n: int = 1000, seed: int = 0)
         One-sided, ``(1 + hits) / (1 + n)`` (Phipson & Smyth 2010), so never 0.
     """
     y, y_hat = np.asarray(y, np.float64), np.asarray(y_hat, np.float64)
-    if y.shape != y_hat.shape or len(y) < 2 * block:
-        raise ValueError(
-            f"shapes {y.shape} and {y_hat.shape}; expected equal ones with at least two blocks of {block} TRs"
-        )
-    if len(y) <= 6 * block:
+    if y.shape != y_hat.shape:
+        raise ValueError(f"shapes {y.shape} and {y_hat.shape}; expected equal ones")
+    stories = story_blocks(len(y), lengths=lengths, block=block)
+    if math.prod(math.factorial(len(blocks)) for blocks in stories) < math.factorial(7):
         warnings.warn(
-            f"{len(y)} TRs are {-(-len(y) // block)} blocks: with fewer than seven, even a perfect prediction has no "
-            "small p value; test a longer story, or several end to end",
+            f"{len(y)} TRs are {sum(map(len, stories))} blocks: with fewer than seven in a story, even a perfect "
+            "prediction has no small p value; test a longer story, or several end to end",
             stacklevel=2,
         )
     y, y_hat = ((a - a.mean(0)) / np.maximum(a.std(0), 1e-12) for a in (y, y_hat))
     y, y_hat = y.astype(np.float32), y_hat.astype(np.float32)
     observed = np.einsum("tv,tv->v", y, y_hat)
-    pieces = np.split(np.arange(len(y)), np.arange(block, len(y), block))
     rng = np.random.default_rng(seed)
     hits = np.zeros(y.shape[1], int)
     for _ in range(n):
-        order = np.concatenate([pieces[i] for i in rng.permutation(len(pieces))])
+        order = [blocks[i] for blocks in stories for i in rng.permutation(len(blocks))]
+        order = np.concatenate(order)
         hits += np.einsum("tv,tv->v", y, y_hat[order]) >= observed
     return (1 + hits) / (1 + n)
 

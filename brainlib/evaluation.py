@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from . import lowlevel
 from .encoding import RidgeEncoder, correlation
-from .scores import by_region, normalised
+from .scores import FLOOR, by_region, by_story, interval, levels, normalised
 from .speech import features_at_trs
 from .timing import fir
 
@@ -21,7 +23,7 @@ def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
     Parameters
     ----------
     rule : str
-        "all", a region of ``ds.rois``, or "ceiling > 0.4" (any number from 0 to 1). The ceiling is that of the
+        "all", a region of ``ds.rois``, or "ceiling > 0.5" (any number from 0 to 1). The ceiling is that of the
         validation stories: voxels are not chosen by what they are scored on. Where only the test story has repeats, the
         ceiling is that of every second repeat of it, with a warning: score on the others (`scored_repeats`).
 
@@ -42,52 +44,42 @@ def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
     masks = ds.rois(subject)
     if rule not in masks:
         raise ValueError(
-            f"no voxels {rule!r}; expected 'all', 'ceiling > 0.4' (and the like), or one of {sorted(masks)}"
+            f"no voxels {rule!r}; expected 'all', 'ceiling > {FLOOR}' (and the like), or one of {sorted(masks)}"
         )
     return np.flatnonzero(masks[rule])
 
 
-def scored_repeats(ds, subject, *, rule: str):
-    """Repeats of the test stories that a choice of voxels has left to be scored on.
+def kept_voxels(ds, subject) -> np.ndarray:
+    """The voxels that have a normalised score, the same for every model: mask of shape (n_voxels,).
+
+    Those with a ceiling above `scores.FLOOR`, by the repeats that `pick_voxels` chooses by; all where it has none.
+    """
+    if not _repeated(ds, subject, "val") and not _repeated(ds, subject, "test", 3):
+        return np.ones(ds.n_voxels(subject), bool)
+    return _choosing_ceiling(ds, subject) > FLOOR
+
+
+def scored_repeats(ds, subject):
+    """Repeats of the test stories that the choice of voxels has left to be scored on.
 
     Returns
     -------
     repeats : slice or None
-        Every second repeat where `pick_voxels` had to choose by the others. None, for all, where it had not, or where
-        fewer than four repeats cannot be shared out: scores are then a little too good.
+        Every second repeat where no validation story has repeats, so that voxels are chosen by the others. None, for all,
+        where voxels are chosen on validation stories, or where fewer than four repeats cannot be shared out: scores are
+        then a little too good.
     """
-    chosen_on_test = _ceiling_threshold(rule) is not None and not _repeated(ds, subject, "val")
-    return slice(1, None, 2) if chosen_on_test and _repeated(ds, subject, "test", 4) else None
+    alone = _repeated(ds, subject, "test", 4) and not _repeated(ds, subject, "val")
+    return slice(1, None, 2) if alone else None
 
 
 def regions(ds, subject) -> dict[str, np.ndarray]:
-    """Masks of ``ds.rois``.
-
-    A subject without anatomy has a single one, of voxels with a ceiling above 0.4 (see `pick_voxels`). Where no
-    validation story has repeats, and the test stories fewer than three, that of all voxels.
-    """
+    """Masks of ``ds.rois``; a subject without anatomy has a single one, of `kept_voxels`."""
     masks = ds.rois(subject)
     if masks:
         return masks
-    n_voxels = ds.n_voxels(subject)
-    if not _repeated(ds, subject, "val") and not _repeated(ds, subject, "test", 3):
-        return {"all voxels": np.ones(n_voxels, bool)}
-    chosen = pick_voxels(ds, subject, rule="ceiling > 0.4")
-    return {"ceiling > 0.4": np.isin(np.arange(n_voxels), chosen)}
-
-
-def regions_and_repeats(ds, subject, *, rule: str = "all"):
-    """The masks of `regions`, and the repeats that they and a rule of `pick_voxels` have left to be scored on.
-
-    Returns
-    -------
-    masks : dict of boolean arrays of shape (n_voxels,)
-    repeats : slice or None
-        See `scored_repeats`.
-    """
-    masks = regions(ds, subject)
-    left = [scored_repeats(ds, subject, rule=name) for name in (rule, *masks)]
-    return masks, next((repeats for repeats in left if repeats is not None), None)
+    kept = kept_voxels(ds, subject)
+    return {"all voxels" if kept.all() else f"ceiling > {FLOOR}": kept}
 
 
 def _ceiling_threshold(rule):
@@ -97,7 +89,7 @@ def _ceiling_threshold(rule):
     number = re.fullmatch(r"ceiling\s*>\s*(0?\.\d+|[01](?:\.\d*)?)\s*", rule)
     if number is None or float(number[1]) >= 1:
         raise ValueError(
-            f"rule {rule!r} cannot be read; expected 'ceiling > ' and a number from 0 to 1, as in 'ceiling > 0.4'"
+            f"rule {rule!r} cannot be read; expected 'ceiling > ' and a number from 0 to 1, as in 'ceiling > {FLOOR}'"
         )
     return float(number[1])
 
@@ -123,7 +115,9 @@ def _repeated(ds, subject, split, at_least=2):
 
 
 # ------------------------------------------------------------------ scores
-def fresh_ridge(features, responses, *, stories, delays=(1, 2, 3, 4), alpha=None) -> RidgeEncoder:
+def fresh_ridge(
+    features, responses, *, stories, delays=(1, 2, 3, 4), alpha=None, groups=None
+) -> RidgeEncoder:
     """The rule by which every model is evaluated: a ridge fitted anew on frozen features.
 
     Parameters
@@ -134,9 +128,35 @@ def fresh_ridge(features, responses, *, stories, delays=(1, 2, 3, 4), alpha=None
         To fit on.
     alpha : float, optional
         One penalty for all voxels (see `shared_alpha`); searched per voxel if left out.
+    groups : sequence of int, optional
+        Widths of groups of features that weigh alike (see `RidgeEncoder`).
     """
-    ridge = RidgeEncoder(None if alpha is None else [alpha], delays=delays)
+    ridge = RidgeEncoder(None if alpha is None else [alpha], delays=delays, groups=groups)
     return ridge.fit([features[s] for s in stories], [responses[s] for s in stories])
+
+
+def leave_one_story_out(features, responses, *, stories, **options) -> np.ndarray:
+    """Each story predicted from all others: Pearson r, (n_stories, n_voxels).
+
+    An interval over as many stories as there are, for models that are compared on the same ones; a ridge is fitted for
+    each story. Scores of stories with and without repeats do not compare, as the noise in them differs.
+
+    Parameters
+    ----------
+    features, responses
+        See `fresh_ridge`.
+    **options
+        `delays`, `alpha`, `groups`: see `fresh_ridge`.
+    """
+    others = {s: [other for other in stories if other != s] for s in stories}
+    return np.stack(
+        [
+            fresh_ridge(features, responses, stories=rest, **options).score(
+                features[story], responses[story]
+            )
+            for story, rest in others.items()
+        ]
+    )
 
 
 def shared_alpha(ridge) -> float:
@@ -150,15 +170,22 @@ def shared_alpha(ridge) -> float:
     return float(np.median(ridge.best_alphas_[predictable]))
 
 
-def measured(ds, subject, *, on: str = "test", voxels=None, repeats=None) -> np.ndarray:
+def measured(
+    ds, subject, *, on: str = "test", voxels=None, repeats=None, noise_free: bool = False
+) -> np.ndarray:
     """Responses to the stories of a split, end to end: (n_trs, n_voxels), each story z-scored.
 
-    `repeats` (indices or slice) takes the mean of these; it is for the test stories (see `scored_repeats`).
+    `repeats` (indices or slice) takes the mean of these; it is for the test stories (see `scored_repeats`). `noise_free`
+    takes the simulated signal instead of responses.
     """
-    repeats = repeats if on == "test" else None
     return np.concatenate(
-        [ds.responses(subject, s, voxels=voxels, repeats=repeats) for s in ds.split[on]]
+        _by_story(ds, subject, on=on, voxels=voxels, repeats=repeats, noise_free=noise_free)
     )
+
+
+def _by_story(ds, subject, *, on, repeats, **options):
+    repeats = repeats if on == "test" else None
+    return [ds.responses(subject, s, repeats=repeats, **options) for s in ds.split[on]]
 
 
 def voxelwise_predictions(
@@ -170,9 +197,8 @@ def voxelwise_predictions(
     voxels=None,
     train=None,
     on: str = "test",
-    window=None,
-    hop=None,
-    cache: bool = True,
+    noise_free: bool = False,
+    **settings,
 ) -> dict[int, np.ndarray]:
     """Predicted responses from a speech model, tuned or not, all by the same rule.
 
@@ -187,8 +213,10 @@ def voxelwise_predictions(
     train : list of str, optional
         Training stories; all of the split if left out.
     on : {"test", "val"}
-    window, hop, cache
-        See `SpeechEncoder.features`.
+    noise_free : bool
+        Fit to noise-free responses (simulated subjects only).
+    **settings
+        `window`, `hop`, `cache`, `kernel`: see `features_at_trs`.
 
     Returns
     -------
@@ -197,21 +225,41 @@ def voxelwise_predictions(
     """
     train, scored = list(train or ds.split["train"]), ds.split[on]
     ds.fetch([subject], [*train, *scored], what=["stimuli", "responses"])
-    responses = {s: ds.responses(subject, s, voxels=voxels) for s in train}
-    features = {
-        s: features_at_trs(encoder, ds.story(s), layers, window=window, hop=hop, cache=cache)
-        for s in dict.fromkeys([*train, *scored])
+    responses = {s: ds.responses(subject, s, voxels=voxels, noise_free=noise_free) for s in train}
+    states = _states(encoder, ds, stories=[*train, *scored], layers=layers, **settings)
+    return {
+        layer: np.concatenate(_predict(states[layer], responses, stories=scored))
+        for layer in layers
     }
-    predictions = {}
-    for layer in layers:
-        states = {s: features[s][layer] for s in features}
-        ridge = fresh_ridge(states, responses, stories=train)
-        predictions[layer] = np.concatenate(ridge.predict([states[s] for s in scored]))
-    return predictions
+
+
+def _states(encoder, ds, *, stories, layers, **settings):
+    """Hidden states at TRs: {layer: {story: (n_trs, width)}}."""
+    states = {layer: {} for layer in layers}
+    for story in dict.fromkeys(stories):
+        of_story = features_at_trs(encoder, ds.story(story), layers, **settings)
+        for layer in layers:
+            states[layer][story] = of_story[layer]
+    return states
+
+
+def _predict(features, responses, *, stories, groups=None):
+    """Predictions for stories, a list, by a ridge fitted anew on all stories of the responses."""
+    ridge = fresh_ridge(features, responses, stories=list(responses), groups=groups)
+    return ridge.predict([features[s] for s in stories])
 
 
 def voxelwise_scores(
-    encoder, ds, *, subject, layers, voxels=None, on: str = "test", repeats=None, **settings
+    encoder,
+    ds,
+    *,
+    subject,
+    layers,
+    voxels=None,
+    on: str = "test",
+    repeats=None,
+    noise_free: bool = False,
+    **settings,
 ) -> dict[int, np.ndarray]:
     """Encoding scores of a speech model: {layer: Pearson r of each voxel (n_voxels,)}.
 
@@ -219,13 +267,16 @@ def voxelwise_scores(
     ----------
     repeats : indices or slice, optional
         Of the test stories, score the mean of these repeats (see `scored_repeats`).
+    noise_free : bool
+        Fit to and score on noise-free responses (simulated subjects only).
     **settings
         `train`, `window`, `hop`, `cache`: see `voxelwise_predictions`, which has the other parameters too.
     """
+    options = {"voxels": voxels, "on": on, "noise_free": noise_free}
     predictions = voxelwise_predictions(
-        encoder, ds, subject=subject, layers=layers, voxels=voxels, on=on, **settings
+        encoder, ds, subject=subject, layers=layers, **options, **settings
     )
-    y = measured(ds, subject, on=on, voxels=voxels, repeats=repeats)
+    y = measured(ds, subject, repeats=repeats, **options)
     return {layer: correlation(y, predicted) for layer, predicted in predictions.items()}
 
 
@@ -236,9 +287,11 @@ def evaluate(
     subjects=None,
     layers=None,
     voxels="all",
-    floor: float = 0.2,
+    train=None,
     on: str = "test",
     repeats=None,
+    noise_free: bool = False,
+    beyond_low_level: bool = False,
     **settings,
 ) -> pd.DataFrame:
     """Encoding scores of a speech model, one row per subject, layer and region.
@@ -251,57 +304,117 @@ def evaluate(
     layers : int or sequence of int, optional
         All if left out.
     voxels : str, indices, or dict of indices by subject
-        What is scored; a str is a rule of `pick_voxels`. Where the rule, or the choice of a region, used half of the
-        test story's repeats, the others are scored (`scored_repeats`), unless `repeats` is given.
-    floor : float
-        See `scores.normalised`.
+        What is scored; a str is a rule of `pick_voxels`.
+    train, on
+        See `voxelwise_predictions`.
+    repeats : indices or slice, optional
+        Of the test stories; those of `scored_repeats` if left out.
+    noise_free : bool
+        Fit to and score on noise-free responses (simulated subjects only), whose ceiling is one: what the features tell,
+        however noisy the responses. The voxels kept are the same.
+    beyond_low_level : bool
+        Also a joint model of states and low-level features (`lowlevel.low_level`, or mel alone where stories have no
+        words), both groups weighing alike, and one of low-level features alone.
     **settings
-        `train`, `window`, `hop`, `cache`: see `voxelwise_predictions`.
+        `window`, `hop`, `cache`, `kernel`: see `features_at_trs`.
 
     Returns
     -------
-    scores : DataFrame
-        `subject`, `layer`, `region` ("all voxels" first, then those of `regions`), `n_voxels` (scored), `r` (mean Pearson
-        correlation), `normalised` (mean noise-ceiling-normalised correlation; NaN without repeats), `n_below_floor`
-        (voxels that `normalised` leaves out).
+    table : DataFrame
+        `subject`, `layer`, `region` ("all voxels" first, then those of `regions`, then of simulated subjects the voxels of
+        each level, "meaning voxels"), `n_voxels` and their mean correlation `r`; `n_kept` (voxels above the floor, see
+        `kept_voxels`) and their mean noise-ceiling-normalised correlation `normalised` (NaN without repeats), with
+        `normalised_margin`, half of its 95 % interval over the stories (NaN for one story). With `beyond_low_level` also
+        `low_level` (normalised, those features alone), `beyond_low_level` (joint less low-level) and `beyond_margin`.
     """
     subjects = [subjects] if isinstance(subjects, str) else list(subjects or ds.subjects)
     layers = range(encoder.layers) if layers is None else np.atleast_1d(layers).tolist()
-    rows = []
+    stories = [*(train or ds.split["train"]), *ds.split[on]]
+    ds.fetch(subjects, stories, what=["stimuli", "responses"])
+    states = _states(encoder, ds, stories=stories, layers=layers, **settings)
+    low = _low_level(ds, stories) if beyond_low_level else None
+    tables = {}
     for subject in subjects:
-        columns, masks, kept = _scored_voxels(ds, subject, voxels)
-        kept = kept if repeats is None else repeats
-        options = {"on": on, "voxels": columns, "repeats": kept}
-        scores = voxelwise_scores(
-            encoder, ds, subject=subject, layers=layers, **options, **settings
+        options = {"on": on, "repeats": repeats, "noise_free": noise_free}
+        target = _Target.of(ds, subject, voxels, train=train or ds.split["train"], **options)
+        alone = target.score(low) if beyond_low_level else None
+        for layer in layers:
+            tables[subject, layer] = _rows(target, states[layer], low, alone)
+    return pd.concat(tables, names=["subject", "layer", "region"]).reset_index()
+
+
+def _low_level(ds, stories):
+    """Low-level features at TRs, by story; mel alone where not every story has words."""
+    names = lowlevel.LOW_LEVEL if all(ds.has_words(s) for s in stories) else ("mel",)
+    return {s: lowlevel.low_level(ds.story(s), names) for s in dict.fromkeys(stories)}
+
+
+def _rows(target, states, low, alone):
+    """The rows of `evaluate` for a subject and a layer; `alone` are the scores of the low-level features `low`."""
+    r, score = target.score(states)
+    table = pd.DataFrame({name: int(m.sum()) for name, m in target.masks.items()}, ["n_voxels"]).T
+    table["r"] = r.iloc[-1]
+    table["n_kept"] = [int((mask & target.kept).sum()) for mask in target.masks.values()]
+    table["normalised"], table["normalised_margin"] = score.iloc[-1], _margin(score)
+    if low is not None:
+        groups = [next(iter(x.values())).shape[1] for x in (states, low)]
+        joint = {s: np.hstack([states[s], low[s]]) for s in states}
+        gain = target.score(joint, groups=groups)[1] - alone[1]
+        table["low_level"] = alone[1].iloc[-1]
+        table["beyond_low_level"], table["beyond_margin"] = gain.iloc[-1], _margin(gain)
+    return table
+
+
+def _margin(table):
+    """Half of the 95 % interval over the stories, which are all rows but the last."""
+    spread = interval(table.iloc[:-1])
+    return spread["high"] - spread["mean"]
+
+
+@dataclass
+class _Target:
+    """What predictions of one subject are fitted to and compared with; all arrays hold the scored voxels alone."""
+
+    responses: dict  # story to (n_trs, n_voxels), to fit to
+    stories: list  # to score on
+    y: list  # their responses, (n_trs, n_voxels)
+    ceiling: np.ndarray  # (n_voxels,)
+    kept: np.ndarray  # mask of those with a normalised score
+    masks: dict  # by region
+
+    @classmethod
+    def of(cls, ds, subject, voxels, *, train, on, repeats, noise_free):
+        voxels = voxels[subject] if isinstance(voxels, dict) else voxels
+        if isinstance(voxels, str):
+            voxels = pick_voxels(ds, subject, rule=voxels)
+        columns = np.arange(ds.n_voxels(subject))[voxels]
+        repeats = scored_repeats(ds, subject) if repeats is None else repeats
+        options = {"voxels": columns, "noise_free": noise_free}
+        ceiling = np.full(len(columns), 1.0 if noise_free else np.nan)
+        if not noise_free and _repeated(ds, subject, on):
+            scored = repeats if on == "test" else None
+            ceiling = ds.noise_ceiling(subject, split=on, repeats=scored)[columns]
+        masks = regions(ds, subject)
+        if ds.simulated:
+            driven = levels(ds.truth(subject))
+            masks = masks | {f"{level} voxels": mask for level, mask in driven.items()}
+        return cls(
+            {s: ds.responses(subject, s, **options) for s in train},
+            ds.split[on],
+            _by_story(ds, subject, on=on, repeats=repeats, **options),
+            ceiling,
+            kept_voxels(ds, subject)[columns],
+            {"all voxels": np.ones(len(columns), bool)}
+            | {name: mask[columns] for name, mask in masks.items()},
         )
-        ceiling = np.full(len(columns), np.nan)
-        if _repeated(ds, subject, on):
-            kept = kept if on == "test" else None
-            ceiling = ds.noise_ceiling(subject, split=on, repeats=kept)[columns]
-        for layer, r in scores.items():
-            table = pd.DataFrame({"n_voxels": {name: int(m.sum()) for name, m in masks.items()}})
-            table["r"] = by_region(r, masks)
-            table["normalised"] = by_region(normalised(r, ceiling, floor=floor), masks)
-            table["n_below_floor"] = [int((~(ceiling[m] > floor)).sum()) for m in masks.values()]
-            table = table.rename_axis("region").reset_index()
-            table.insert(0, "subject", subject)
-            table.insert(1, "layer", layer)
-            rows.append(table)
-    return pd.concat(rows, ignore_index=True)
 
-
-def _scored_voxels(ds, subject, voxels):
-    """Indices of the voxels, {region: mask over them}, and the repeats that choosing voxels and regions left."""
-    voxels = voxels[subject] if isinstance(voxels, dict) else voxels
-    rule = voxels if isinstance(voxels, str) else "all"
-    columns = pick_voxels(ds, subject, rule=rule)
-    if not isinstance(voxels, str):
-        columns = columns[voxels]
-    named, repeats = regions_and_repeats(ds, subject, rule=rule)
-    masks = {"all voxels": np.ones(len(columns), bool)}
-    masks |= {name: mask[columns] for name, mask in named.items()}
-    return columns, masks, repeats
+    def score(self, features, *, groups=None):
+        """Means by region of r and of the normalised correlation: a row per story, and a last one for all end to end."""
+        predicted = _predict(features, self.responses, stories=self.stories, groups=groups)
+        together = correlation(np.concatenate(self.y), np.concatenate(predicted))
+        r = np.vstack([by_story(self.y, predicted), together])
+        scaled = normalised(r, self.ceiling, kept=self.kept)
+        return by_region(r, self.masks), by_region(scaled, self.masks)
 
 
 # ------------------------------------------------------------------ controls

@@ -41,6 +41,8 @@ ARTICULATION = {
     "back": "AA AO OW UH UW OY",
     "rounded": "AO OW OY UH UW W",
 }
+# What a joint model sets against the states of a speech model (`low_level`).
+LOW_LEVEL = ("mel", "articulation", "phonemerate", "wordrate", "wordlength", "wordduration")
 PHONES = sorted(set(" ".join(ARTICULATION.values()).split()))
 
 
@@ -142,12 +144,31 @@ def phonemerate(story):
     return np.ones((len(story.phonemes), 1), np.float32), middles(story.phonemes)
 
 
+@feature
+def wordlength(story):
+    """The number of letters of each word, at its middle."""
+    letters = [sum(map(str.isalpha, word)) for word in story.words.text]
+    return np.array(letters, np.float32)[:, None], middles(story.words)
+
+
+@feature
+def wordduration(story):
+    """The duration of each word in seconds, at its middle."""
+    seconds = (story.words.end - story.words.start).to_numpy(np.float32)
+    return seconds[:, None], middles(story.words)
+
+
 def middles(table) -> np.ndarray:
     """Middle of each word or phoneme of a table with `start` and `end`, seconds: (n,)."""
     return (table.start.to_numpy(float) + table.end.to_numpy(float)) / 2
 
 
-def feature_space(story, name: str, *, causal: bool = False) -> np.ndarray:
+def low_level(story, names=LOW_LEVEL) -> np.ndarray:
+    """Low-level features of a story side by side, at its TRs: (n_trs, n_features), float32."""
+    return np.hstack([feature_space(story, name) for name in names])
+
+
+def feature_space(story, name: str, *, kernel: str = "lanczos") -> np.ndarray:
     """A low-level feature of one story, at its TRs.
 
     Parameters
@@ -156,13 +177,13 @@ def feature_space(story, name: str, *, causal: bool = False) -> np.ndarray:
         Needs `tr_times`, and `audio` and `rate` or `words` or `phonemes`.
     name : str
         A key of `FEATURES`.
-    causal : bool
-        Use no sample from after a TR's centre (see `timing.lanczos_matrix`).
+    kernel : {"lanczos", "past"}
+        See `timing.downsample`.
 
     Returns
     -------
     x : array of shape (n_trs, n_features), float32
-        Lanczos-resampled, not scaled; z-score it before a regression.
+        Not scaled; z-score it before a regression.
 
     Raises
     ------
@@ -172,6 +193,6 @@ def feature_space(story, name: str, *, causal: bool = False) -> np.ndarray:
     if name not in FEATURES:
         raise KeyError(f"no feature {name!r}; expected one of {sorted(FEATURES)}")
     values, times = FEATURES[name](story)
-    return downsample(values.astype(np.float64), times, story.tr_times, causal=causal).astype(
+    return downsample(values.astype(np.float64), times, story.tr_times, kernel=kernel).astype(
         np.float32
     )

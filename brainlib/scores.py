@@ -1,58 +1,119 @@
-"""Scores beyond one correlation per voxel: relative to the noise ceiling, by region, and with their spread."""
+"""Scores beyond one correlation per voxel: relative to the noise ceiling, by region and level, and with their spread."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
+from .encoding import correlation, story_blocks
 
-def normalised(r, ceiling, *, floor: float = 0.2) -> np.ndarray:
+# Of the noise ceiling: only voxels above it have a normalised score. The ceiling of the validation stories decides, so
+# that the voxels are the same for every model, and none is kept by the repeats that it is scored on.
+FLOOR = 0.5
+
+
+def normalised(r, ceiling, *, kept=None) -> np.ndarray:
     """Noise-ceiling-normalised correlation of each voxel.
 
     Parameters
     ----------
-    r : array of shape (n_voxels,)
-        Pearson correlation with the mean over repeats.
+    r : array of shape (..., n_voxels)
+        Pearson correlation with the mean over repeats; of one model, or a row per story.
     ceiling : array of shape (n_voxels,)
         CC_max of the same mean (see `encoding.noise_ceiling`).
-    floor : float
-        The ratio explodes near a ceiling of zero: voxels with a ceiling at or below this have none.
+    kept : boolean array of shape (n_voxels,), optional
+        Voxels that have a score (`evaluation.kept_voxels`); those with a ceiling above `FLOOR` if left out.
 
     Returns
     -------
-    normalised : array of shape (n_voxels,)
-        ``r / ceiling``; NaN at or below the floor (Schoppe et al. 2016, eq. 14).
+    normalised : array of shape (..., n_voxels)
+        ``r / max(ceiling, FLOOR)``, because the ratio explodes near a ceiling of zero; NaN for all other voxels
+        (Schoppe et al. 2016, eq. 14).
     """
     r, ceiling = np.asarray(r, float), np.asarray(ceiling, float)
-    if r.shape != ceiling.shape:
-        raise ValueError(f"scores {r.shape} but ceilings {ceiling.shape}: give the same voxels")
-    return np.divide(r, ceiling, out=np.full(r.shape, np.nan), where=ceiling > floor)
+    kept = ceiling > FLOOR if kept is None else np.asarray(kept)
+    if not r.shape[-1:] == ceiling.shape == kept.shape:
+        raise ValueError(
+            f"scores {r.shape}, ceilings {ceiling.shape} and mask {kept.shape}: give the same voxels"
+        )
+    return np.where(kept, r / np.maximum(ceiling, FLOOR), np.nan)
 
 
-def by_region(values, regions) -> pd.Series:
+def by_region(values, regions):
     """Mean of each region over the voxels that have a number.
 
     Parameters
     ----------
-    values : array of shape (n_voxels,)
-        NaN where a voxel has none.
+    values : array of shape (n_voxels,) or (n, n_voxels)
+        NaN where a voxel has none. A row per story, seed or model.
     regions : dict of boolean arrays of shape (n_voxels,)
+        Regions of ``ds.rois``, or `levels` of a simulated subject.
 
     Returns
     -------
-    means : Series indexed by region
+    means : Series indexed by region, or DataFrame of shape (n, n_regions)
         NaN for a region without a number.
     """
-    values = pd.Series(np.asarray(values, float))
-    return pd.Series({name: values[mask].mean() for name, mask in regions.items()}, dtype=float)
+    values = np.asarray(values, float)
+    table = pd.DataFrame(np.atleast_2d(values))
+    means = {name: table.loc[:, np.asarray(mask)].mean(axis=1) for name, mask in regions.items()}
+    means = pd.DataFrame(means, index=table.index, dtype=float)
+    return means if values.ndim > 1 else means.iloc[0].rename(None)
+
+
+def levels(truth) -> dict[str, np.ndarray]:
+    """The voxels that each level drives most, masks for `by_region`, from the ground truth of a simulated subject.
+
+    Parameters
+    ----------
+    truth : DataFrame
+        ``ds.truth(subject)``, or some of its rows.
+    """
+    masks = {level: (truth.level == level).to_numpy() for level in truth.columns}
+    return {level: mask for level, mask in masks.items() if mask.any()}
+
+
+def by_story(y, predictions) -> np.ndarray:
+    """Pearson correlation of each voxel within each story: (n_stories, n_voxels).
+
+    Parameters
+    ----------
+    y, predictions : lists of arrays of shape (n_trs, n_voxels), one per story
+    """
+    return np.stack([correlation(*pair) for pair in zip(y, predictions, strict=True)])
+
+
+def interval(values, *, level: float = 0.95) -> pd.DataFrame:
+    """Mean and confidence interval over stories, each of which gives one number; over seeds or subjects just so.
+
+    Parameters
+    ----------
+    values : DataFrame or array of shape (n_stories,) or (n_stories, n)
+        A score of each story, or its difference between two models: the unit is the row.
+    level : float
+        Confidence.
+
+    Returns
+    -------
+    table : DataFrame with columns `mean`, `low`, `high`
+        One row per column of `values`. Student's t, so that few stories give a wide interval; NaN for a single one.
+    """
+    from scipy.stats import t
+
+    values = pd.DataFrame(values)
+    margin = t.ppf((1 + level) / 2, values.count() - 1) * values.sem()
+    return pd.DataFrame(
+        {"mean": values.mean(), "low": values.mean() - margin, "high": values.mean() + margin}
+    )
 
 
 def bootstrap_blocks(
-    y, predictions, statistic, *, block: int = 10, n: int = 200, seed: int = 0
+    y, predictions, statistic, *, lengths=None, block: int = 10, n: int = 200, seed: int = 0
 ) -> np.ndarray:
-    """Draws of a statistic when blocks of TRs are resampled with replacement.
+    """Draws of a statistic when blocks of TRs are resampled with replacement, each within its story.
 
-    The spread is that within the given rows; it is no interval over stories.
+    The spread is what other stretches of *these* stories would give. It is no interval over stories, which is wider by
+    far: for that see `interval`.
 
     Parameters
     ----------
@@ -62,6 +123,8 @@ def bootstrap_blocks(
         Of one model or of several that are compared: all get the same rows.
     statistic : callable
         ``statistic(y, predicted)``, or ``statistic(y, predicted_1, predicted_2, ...)`` for a list; a number or an array.
+    lengths : sequence of int, optional
+        TRs of each story, where several lie end to end.
     block : int
         TRs that stay together, so that the signal's autocorrelation is kept.
     n : int
@@ -72,14 +135,12 @@ def bootstrap_blocks(
     draws : array of shape (n, ...)
     """
     several = predictions if isinstance(predictions, (list, tuple)) else [predictions]
-    if len(y) < 2 * block or any(len(p) != len(y) for p in several):
-        raise ValueError(
-            f"{len(y)} measured and {[len(p) for p in several]} predicted TRs; expected equal "
-            f"numbers of at least two blocks of {block}"
-        )
-    blocks = np.array_split(np.arange(len(y)), len(y) // block)
+    if any(len(p) != len(y) for p in several):
+        raise ValueError(f"{len(y)} measured but {[len(p) for p in several]} predicted TRs")
+    stories = story_blocks(len(y), lengths=lengths, block=block)
     rng, draws = np.random.default_rng(seed), []
     for _ in range(n):
-        rows = np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])
+        rows = [b[i] for b in stories for i in rng.integers(0, len(b), len(b))]
+        rows = np.concatenate(rows)
         draws.append(statistic(y[rows], *(p[rows] for p in several)))
     return np.array(draws)

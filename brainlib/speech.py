@@ -298,7 +298,7 @@ def features_at_trs(
     hop: float | None = None,
     exact: bool = False,
     pool: float | None = 0.1,
-    causal: bool = False,
+    kernel: str = "lanczos",
     cache: bool = True,
 ) -> dict:
     """Hidden states of a story at its TRs.
@@ -309,7 +309,7 @@ def features_at_trs(
     story : Story
     layers, window, hop, exact, pool, cache
         See `SpeechEncoder.features`.
-    causal : bool
+    kernel : {"lanczos", "past"}
         See `timing.downsample`.
 
     Returns
@@ -320,7 +320,7 @@ def features_at_trs(
         story.audio, layers, window=window, hop=hop, exact=exact, pool=pool, cache=cache
     )
     return {
-        layer: downsample(x, times, story.tr_times, causal=causal) for layer, x in states.items()
+        layer: downsample(x, times, story.tr_times, kernel=kernel) for layer, x in states.items()
     }
 
 

@@ -63,7 +63,7 @@ def tr_centres(
     return first + tr * np.arange(n_rows)
 
 
-def lanczos_matrix(times, tr_times, *, lobes: int = 3, causal: bool = False) -> sparse.csr_matrix:
+def lanczos_matrix(times, tr_times, *, lobes: int = 3) -> sparse.csr_matrix:
     """Weights that resample a signal at `times` to `tr_times` with a Lanczos kernel.
 
     Parameters
@@ -74,8 +74,6 @@ def lanczos_matrix(times, tr_times, *, lobes: int = 3, causal: bool = False) -> 
         Times wanted, seconds, evenly spaced.
     lobes : int
         Half-width of the kernel in TRs; with 3 lobes and a TR of 2 s it reaches 6 s back *and 6 s ahead*.
-    causal : bool
-        Use only samples at or before each TR time, at twice their weight.
 
     Returns
     -------
@@ -83,30 +81,50 @@ def lanczos_matrix(times, tr_times, *, lobes: int = 3, causal: bool = False) -> 
         Not normalised, as in the field's code: a constant at 10 Hz comes out near 20 (samples per TR), a word becomes
         words per TR (Huth et al. 2016; Lanczos window after Duchon 1979).
     """
-    times, tr_times = np.asarray(times, float), np.asarray(tr_times, float)
-    if times.ndim != 1 or tr_times.ndim != 1 or len(tr_times) < 2:
-        raise ValueError(
-            f"expected two lists of times, at least two TRs; found shapes {times.shape} and {tr_times.shape}"
-        )
-    cutoff = 1 / np.mean(np.diff(tr_times))
-    order = np.argsort(times, kind="stable")
-    reach = lobes / cutoff + 1e-9
-    first = np.searchsorted(times[order], tr_times - reach)
-    last = np.searchsorted(times[order], tr_times if causal else tr_times + reach, side="right")
-    counts = np.maximum(last - first, 0)
-    rows = np.repeat(np.arange(len(tr_times)), counts)
-    columns = order[
-        np.concatenate([np.arange(a, b) for a, b in zip(first, last)] or [[]]).astype(int)
-    ]
-    x = (tr_times[rows] - times[columns]) * cutoff
-    weights = np.where(np.abs(x) > lobes, 0.0, np.sinc(x) * np.sinc(x / lobes)) * (
-        2 if causal else 1
-    )
+    tr = _spacing(times, tr_times)
+    rows, columns = _samples_between(times, tr_times - lobes * tr, tr_times + lobes * tr)
+    x = (tr_times[rows] - times[columns]) / tr
+    weights = np.where(np.abs(x) > lobes, 0.0, np.sinc(x) * np.sinc(x / lobes))
     return sparse.csr_matrix((weights, (rows, columns)), shape=(len(tr_times), len(times)))
 
 
-def downsample(x, times, tr_times, *, lobes: int = 3, causal: bool = False):
-    """Resample features to TR times with a Lanczos kernel (see `lanczos_matrix`).
+def past_matrix(times, tr_times) -> sparse.csr_matrix:
+    """Weights that sum the samples of each TR's own past: those at most one TR before its time, none after it.
+
+    Parameters as in `lanczos_matrix`, and the scale is the same: a constant at 10 Hz comes out at 20 (samples per TR), a
+    word counts one in the TR that it falls into. What falls into a TR is on average half a TR older than its time.
+    """
+    tr = _spacing(times, tr_times)
+    rows, columns = _samples_between(times, tr_times - tr + 2e-9, tr_times)
+    return sparse.csr_matrix(
+        (np.ones(len(rows)), (rows, columns)), shape=(len(tr_times), len(times))
+    )
+
+
+KERNELS = {"lanczos": lanczos_matrix, "past": past_matrix}
+
+
+def _spacing(times, tr_times) -> float:
+    """Seconds from one TR to the next."""
+    if np.ndim(times) != 1 or np.ndim(tr_times) != 1 or len(tr_times) < 2:
+        raise ValueError(
+            f"expected two lists of times, at least two TRs; found shapes {np.shape(times)} and {np.shape(tr_times)}"
+        )
+    return float(np.mean(np.diff(tr_times)))
+
+
+def _samples_between(times, start, end):
+    """Pairs (row, sample) of the samples that lie between the start and the end of each row, rounding allowed for."""
+    order = np.argsort(times, kind="stable")
+    first = np.searchsorted(times[order], start - 1e-9)
+    last = np.searchsorted(times[order], end + 1e-9, side="right")
+    rows = np.repeat(np.arange(len(start)), last - first)
+    places = [np.arange(a, b) for a, b in zip(first, last)]
+    return rows, order[np.concatenate(places).astype(int)]
+
+
+def downsample(x, times, tr_times, *, kernel: str = "lanczos"):
+    """Resample features to TR times.
 
     Parameters
     ----------
@@ -116,6 +134,9 @@ def downsample(x, times, tr_times, *, lobes: int = 3, causal: bool = False):
         Seconds after sound onset.
     tr_times : array of shape (t,)
         Seconds after sound onset.
+    kernel : {"lanczos", "past"}
+        The field's filter, which reaches 6 s ahead (see `lanczos_matrix`), or the strictly causal sum over the TR's own
+        past (see `past_matrix`).
 
     Returns
     -------
@@ -125,11 +146,13 @@ def downsample(x, times, tr_times, *, lobes: int = 3, causal: bool = False):
     Raises
     ------
     ValueError
-        If `x` and `times` differ in length.
+        If `x` and `times` differ in length, or there is no such kernel.
     """
     if len(x) != len(times):
         raise ValueError(f"{len(x)} feature rows but {len(times)} times: each row needs its time")
-    weights = lanczos_matrix(times, tr_times, lobes=lobes, causal=causal)
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel {kernel!r}; expected one of {sorted(KERNELS)}")
+    weights = KERNELS[kernel](np.asarray(times, float), np.asarray(tr_times, float))
     if isinstance(x, np.ndarray):
         return np.asarray(weights @ x).astype(np.result_type(x.dtype, np.float32), copy=False)
     import torch

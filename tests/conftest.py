@@ -57,12 +57,14 @@ item []:
 """
 
 
-def write_responses(path, data, repeats=None):
+def write_responses(path, data, repeats=None, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["data"] = data
         if repeats is not None:
             file["individual_repeats"] = repeats
+        for key, values in more.items():
+            file[key] = values.astype(np.float32)
 
 
 @pytest.fixture
@@ -85,6 +87,29 @@ def tree(tmp_path):
         )
     (tmp_path / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcd", 30)))
     return tmp_path
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    """A made-up simulated subject S1 of five voxels, ten stories of 100 s with a loudness that varies; no responses yet."""
+    from brainlib import datasets
+
+    rng, root = np.random.default_rng(0), tmp_path / "simulated"
+    split = {"train": list("abcdef"), "val": ["g"], "test": ["h", "i", "j"]}
+    for folder in ("stimuli", "derivative/TextGrids", "derivative/truth"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in "abcdefghij":
+        loudness = np.repeat(rng.uniform(0.01, 0.2, 100), 16_000)
+        audio = loudness * rng.standard_normal(len(loudness))
+        soundfile.write(root / f"stimuli/{name}.wav", audio, 16_000)
+        (root / f"derivative/TextGrids/{name}.TextGrid").write_text(GRID.format(end=100))
+    truth = {"acoustic": [1, 1, 0, 0, 0], "meaning": [0, 0, 1, 1, 0], "snr": [0.5] * 4 + [0]}
+    truth |= {"hrf_peak": [5] * 5, "shared": [9] * 5}  # more than any level, and none
+    np.savez(root / "derivative/truth/S1.npz", **truth)
+    (root / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcdefghij", 60)))
+    about = {"Name": "made up", "Simulated": True, "Subjects": ["S1"], "Split": split}
+    (root / "dataset_description.json").write_text(json.dumps(about))
+    return datasets.load(str(root))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import soundfile
 from conftest import GRID, write_responses
 from lebel_tree import zscored
 
-from brainlib import datasets, files
+from brainlib import datasets, encoding, files
 
 
 def read_all(ds, subject, story):
@@ -372,3 +373,43 @@ def test_fillers_are_dropped_whole_with_or_without_braces(tmp_path, label):
     ]
     path.write_text(GRID.format(end=40).replace('"hi"', '"spoon"'))  # begins like a filler
     assert files.read_textgrid(path)["words"].text.tolist() == ["spoon"]
+
+
+def test_noise_free_responses_are_read_as_they_are_and_never_of_recordings(simulated, tree):
+    path = simulated.root / "derivative/preprocessed_data/S1/a.hf5"
+    signal = np.random.default_rng(0).standard_normal((40, 5)) * [1, 1, 1, 1, 0]
+    write_responses(path, signal, noise_free=signal)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = simulated.responses("S1", "a", noise_free=True)
+        some = simulated.responses("S1", "a", voxels=[4, 1], noise_free=True)
+    np.testing.assert_array_equal(read, signal.astype(np.float32))
+    np.testing.assert_array_equal(some, read[:, [4, 1]])
+    write_responses(path, signal)
+    with pytest.raises(ValueError, match="keys .'data'.; expected 'noise_free'"):
+        simulated.responses("S1", "a", noise_free=True)
+    with pytest.raises(ValueError, match="holds recordings: their noise-free responses are not"):
+        datasets.load(str(tree)).responses("UTS01", "a", noise_free=True)
+
+
+def test_a_level_is_what_drives_a_voxel_and_not_how(simulated):
+    truth = simulated.truth("S1")
+    assert truth.level.tolist() == ["acoustic", "acoustic", "meaning", "meaning", "none"]
+    assert {"snr", "hrf_peak", "shared"} < set(truth.columns)
+
+
+def test_the_ceiling_of_a_split_pools_its_stories(simulated):
+    rng = np.random.default_rng(1)
+    repeats = {s: zscored(rng.standard_normal((n, 40, 5))) for s, n in zip("hij", (3, 3, 5))}
+    for s, of_story in repeats.items():
+        path = simulated.root / f"derivative/preprocessed_data/S1/{s}.hf5"
+        write_responses(path, of_story.mean(0), of_story)
+    np.testing.assert_allclose(
+        simulated.noise_ceiling("S1"), encoding.noise_ceiling(repeats.values()), atol=1e-6
+    )
+    halves = [of_story[::2] for of_story in repeats.values()]
+    np.testing.assert_allclose(
+        simulated.noise_ceiling("S1", repeats=slice(None, None, 2)),
+        encoding.noise_ceiling(halves),
+        atol=1e-6,
+    )

@@ -223,6 +223,73 @@ def test_noise_ceiling_of_a_dead_voxel_is_zero_and_one_hearing_is_refused():
         encoding.noise_ceiling(np.zeros((1, 10, 2)))
 
 
+def test_the_ceiling_of_stories_is_what_a_perfect_model_reaches_on_them_end_to_end():
+    """The noise-free signal, as strong as each story has it, against the z-scored means of six repeats."""
+    rng = np.random.default_rng(4)
+    lengths, strengths, n_voxels = (400, 900, 700), (0.0, 0.3, 0.8), 200
+    stories, measured, perfect = [], [], []
+    for n, strength in zip(lengths, strengths):
+        signal = strength * rng.standard_normal((n, n_voxels))
+        repeats = signal + rng.standard_normal((6, n, n_voxels))
+        mean, spread = repeats.mean((0, 1)), repeats.mean(0).std(0)
+        stories.append(repeats)
+        measured.append((repeats.mean(0) - mean) / spread)
+        perfect.append(signal / spread)
+    reached = encoding.correlation(np.concatenate(measured), np.concatenate(perfect)).mean()
+    pooled = encoding.noise_ceiling(stories)
+    assert pooled.mean() == pytest.approx(reached, abs=0.005)
+    of_stories = [encoding.noise_ceiling(repeats).mean() for repeats in stories]
+    assert abs(np.mean(of_stories) - reached) > 0.1
+    np.testing.assert_allclose(
+        encoding.noise_ceiling(iter(stories[:1])), encoding.noise_ceiling(stories[0])
+    )
+
+
+def test_pooling_stories_lowers_the_ceilings_of_voxels_without_signal():
+    rng = np.random.default_rng(5)
+    stories = [rng.standard_normal((5, 100, 500)) for _ in range(4)]
+    pooled = encoding.noise_ceiling(stories).mean()
+    assert pooled < 0.75 * np.mean([encoding.noise_ceiling(story) for story in stories])
+
+
+def test_groups_of_features_weigh_alike_whatever_their_width():
+    """Two ways to the same penalty: groups, and columns that were divided by the square root of the width by hand."""
+    rng = np.random.default_rng(6)
+    X = [rng.standard_normal((120, 8)) for _ in range(3)]
+    Y = [x @ rng.standard_normal((8, 5)) + rng.standard_normal((120, 5)) for x in X]
+    model = encoding.RidgeEncoder([30.0], delays=(0,), groups=[6, 2]).fit(X, Y)
+    stacked = np.concatenate(X)
+    scaled = (stacked - stacked.mean(0)) / stacked.std(0) / np.sqrt([6] * 6 + [2] * 2)
+    y = np.concatenate(Y) - np.concatenate(Y).mean(0)
+    beta = np.linalg.solve(scaled.T @ scaled + 30 * np.eye(8), scaled.T @ y)
+    np.testing.assert_allclose(
+        np.concatenate(model.predict(X)), scaled @ beta + np.concatenate(Y).mean(0), atol=1e-4
+    )
+    doubled = [np.hstack([x[:, :6], x[:, 6:], x[:, 6:]]) for x in X]
+    same = encoding.RidgeEncoder([30.0], delays=(0,), groups=[6, 4]).fit(doubled, Y)
+    np.testing.assert_allclose(same.predict(doubled[0]), model.predict(X[0]), atol=1e-4)
+
+
+def test_blocks_stay_within_their_stories():
+    blocks = encoding.story_blocks(57, lengths=[23, 34], block=10)
+    assert [[len(b) for b in story] for story in blocks] == [[12, 11], [12, 11, 11]]
+    assert np.concatenate(blocks[0]).tolist() == list(range(23))
+    assert np.concatenate(blocks[1]).tolist() == list(range(23, 57))
+    with pytest.raises(ValueError, match="57 TRs in stories of .23, 33."):
+        encoding.story_blocks(57, lengths=[23, 33])
+
+
+def test_permutations_do_not_carry_blocks_into_another_story():
+    """One story's responses are large: only where its blocks stay in it is the null as wide as it should be."""
+    rng = np.random.default_rng(7)
+    large = np.repeat([10.0, 0.1], 100)[:, None]
+    y, y_hat = (large * rng.standard_normal((200, 1000)) for _ in range(2))
+    p = encoding.permutation_test(y, y_hat, lengths=[100, 100], n=400)
+    assert 0.03 <= np.mean(p <= 0.05) <= 0.07
+    loose = encoding.permutation_test(y, y_hat, n=400)
+    assert np.mean(loose <= 0.05) > 0.08
+
+
 def test_permutation_p_is_uniform_without_signal_and_small_with():
     rng = np.random.default_rng(0)
     y = rng.standard_normal((200, 400))

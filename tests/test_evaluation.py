@@ -3,10 +3,12 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_responses
+from scipy import stats
 
-from brainlib import evaluation, scores
+from brainlib import evaluation, lowlevel, scores, timing
 from brainlib.encoding import RidgeEncoder, correlation, noise_ceiling
-from brainlib.speech import SpeechEncoder
+from brainlib.speech import SpeechEncoder, features_at_trs
 
 SHORT = {"window": 6, "hop": 4}
 
@@ -28,11 +30,12 @@ def test_voxels_are_picked_without_the_scored_repeats(data, ds):
     np.testing.assert_array_equal(
         picked, np.flatnonzero(noise_ceiling(data.repeats("UTS01", "d")[[0, 2]]) > 0)
     )
-    # three repeats cannot be shared out
-    assert evaluation.scored_repeats(data, "UTS01", rule="ceiling > 0.0") is None
-    # the validation stories have repeats of their own
-    assert evaluation.scored_repeats(ds, "SIM01", rule="ceiling > 0.0") is None
-    assert evaluation.scored_repeats(ds, "SIM01", rule="auditory") is None
+    assert evaluation.scored_repeats(data, "UTS01") is None  # three cannot be shared out
+    assert evaluation.scored_repeats(ds, "SIM01") is None  # validation stories have their own
+    np.testing.assert_array_equal(
+        evaluation.kept_voxels(ds, "SIM01"),
+        ds.noise_ceiling("SIM01", split="val") > scores.FLOOR,
+    )
     auditory = evaluation.pick_voxels(ds, "SIM01", rule="auditory")
     np.testing.assert_array_equal(auditory, np.flatnonzero(ds.rois("SIM01")["auditory"]))
     np.testing.assert_array_equal(
@@ -47,23 +50,26 @@ def test_two_repeats_of_the_test_story_choose_no_voxels(data, monkeypatch):
     monkeypatch.setattr(data, "n_repeats", lambda subject, story: 2 if story == "d" else 1)
     with pytest.raises(ValueError, match="too few of the test story"):
         evaluation.pick_voxels(data, "UTS01", rule="ceiling > 0.4")
-    masks, repeats = evaluation.regions_and_repeats(data, "UTS01")
-    assert list(masks) == ["all voxels"] and masks["all voxels"].all() and repeats is None
+    masks = evaluation.regions(data, "UTS01")
+    assert list(masks) == ["all voxels"] and masks["all voxels"].all()
+    assert evaluation.kept_voxels(data, "UTS01").all()
+    assert evaluation.scored_repeats(data, "UTS01") is None
 
 
-def test_regions_chosen_by_half_of_the_repeats_leave_the_others_to_be_scored(data, monkeypatch):
+def test_voxels_kept_by_half_of_the_repeats_leave_the_others_to_be_scored(data, monkeypatch):
     monkeypatch.setattr(data, "n_repeats", lambda subject, story: 4 if story == "d" else 1)
     with pytest.warns(UserWarning, match="every second repeat"):
-        masks, repeats = evaluation.regions_and_repeats(data, "UTS01", rule="all")
-    assert list(masks) == ["ceiling > 0.4"] and repeats == slice(1, None, 2)
+        masks = evaluation.regions(data, "UTS01")
+    assert list(masks) == [f"ceiling > {scores.FLOOR}"]
+    kept = noise_ceiling(data.repeats("UTS01", "d")[::2]) > scores.FLOOR
+    np.testing.assert_array_equal(masks[f"ceiling > {scores.FLOOR}"], kept)
+    assert evaluation.scored_repeats(data, "UTS01") == slice(1, None, 2)
 
 
 @pytest.mark.parametrize("rule", ["ceiling > high", "ceiling > 1.5", "ceiling < 0.4", "ceiling"])
 def test_a_ceiling_rule_that_makes_no_sense_is_refused(data, rule):
     with pytest.raises(ValueError, match="expected 'ceiling > ' and a number from 0 to 1"):
         evaluation.pick_voxels(data, "UTS01", rule=rule)
-    with pytest.raises(ValueError, match="expected 'ceiling > ' and a number from 0 to 1"):
-        evaluation.scored_repeats(data, "UTS01", rule=rule)
 
 
 # ------------------------------------------------------------------ scores
@@ -83,26 +89,117 @@ def test_every_model_is_scored_by_a_ridge_fitted_anew(model_folder, data):
 
 def test_evaluate_gives_a_row_per_subject_layer_and_region(model_folder, data):
     model = encoder(model_folder)
-    table = evaluation.evaluate(model, data, layers=[0, 2], voxels=[0, 1, 3], **SHORT)
+    with pytest.warns(UserWarning, match="every second repeat"):
+        table = evaluation.evaluate(model, data, layers=[0, 2], voxels=[0, 1, 3], **SHORT)
+        kept = evaluation.kept_voxels(data, "UTS02")[[0, 1, 3]]
     assert isinstance(table, pd.DataFrame)
-    assert list(table)[:6] == ["subject", "layer", "region", "n_voxels", "r", "normalised"]
+    columns = ["subject", "layer", "region", "n_voxels", "r", "n_kept", "normalised"]
+    assert list(table) == [*columns, "normalised_margin"]
     assert len(table) == len(table.drop_duplicates(["subject", "layer", "region"])) == 2 * 2 * 2
     row = table.set_index(["subject", "layer", "region"]).loc["UTS02", 2, "all voxels"]
     r = evaluation.voxelwise_scores(
         model, data, subject="UTS02", layers=[2], voxels=[0, 1, 3], **SHORT
     )[2]
     ceiling = data.noise_ceiling("UTS02")[[0, 1, 3]]
-    assert row.n_voxels == 3 and row.n_below_floor == (ceiling <= 0.2).sum()
+    assert row.n_voxels == 3 and row.n_kept == kept.sum() > 0
     assert row.r == pytest.approx(r.mean())
-    if (ceiling > 0.2).any():
-        assert row.normalised == pytest.approx((r / ceiling)[ceiling > 0.2].mean())
+    expected = (r / np.maximum(ceiling, scores.FLOOR))[kept].mean()
+    assert row.normalised == pytest.approx(expected)
+    assert np.isnan(row.normalised_margin)  # one test story says nothing about others
 
 
 def test_evaluate_without_repeats_has_no_normalised_score(model_folder, data):
-    table = evaluation.evaluate(
-        encoder(model_folder), data, subjects="UTS01", layers=1, on="val", **SHORT
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = evaluation.evaluate(
+            encoder(model_folder), data, subjects="UTS01", layers=1, on="val", **SHORT
+        )
     assert table.r.notna().any() and table.normalised.isna().all()
+
+
+class Model:
+    """A speech model whose states of width 5 are noise, the same for the same sound."""
+
+    layers = 2
+
+    def features(self, audio, layers=None, **settings):
+        n = len(audio) // 1600
+        rng = np.random.default_rng(int(1e6 * np.abs(audio[:1000]).sum()))
+        states = {k: rng.standard_normal((n, 5)).astype(np.float32) for k in range(2)}
+        return {k: states[k] for k in layers}, np.arange(n) / 10
+
+
+def write_signals(ds, model):
+    """Responses of S1: acoustic, acoustic, meaning, meaning, none; repeated stories have six repeats."""
+    rng = np.random.default_rng(2)
+    for name in ds.stories:
+        story = ds.story(name)
+        loudness = lowlevel.feature_space(story, "mel").mean(1, keepdims=True)
+        drive = [loudness, loudness, *features_at_trs(model, story, [1])[1].T[:2, :, None]]
+        signal = np.hstack([timing.fir(x, (2,)) for x in drive])
+        signal = np.pad((signal - signal.mean(0)) / signal.std(0), [(0, 0), (0, 1)])
+        n_repeats = 1 if name in ds.split["train"] else 6
+        repeats = signal + rng.standard_normal((n_repeats, *signal.shape))
+        path = ds.root / f"derivative/preprocessed_data/S1/{name}.hf5"
+        repeats = (repeats - repeats.mean(1, keepdims=True)) / repeats.std(1, keepdims=True)
+        more = repeats if n_repeats > 1 else None
+        write_responses(path, repeats.mean(0), more, noise_free=signal)
+
+
+def test_the_low_level_part_of_a_score_is_told_from_the_rest(simulated):
+    """Voxels 0 and 1 follow the sound's loudness, 2 and 3 the states of layer 1, 4 nothing."""
+    model = Model()
+    write_signals(simulated, model)
+    options = {"layers": [0, 1], "beyond_low_level": True}
+    table = evaluation.evaluate(model, simulated, **options).set_index(["layer", "region"])
+    acoustic, meaning = table.loc[1, "acoustic voxels"], table.loc[1, "meaning voxels"]
+    assert table.loc[(1, "all voxels"), ["n_voxels", "n_kept"]].tolist() == [5, 4]
+    assert meaning.n_kept == 2 and meaning.normalised > 0.8
+    assert meaning.low_level < 0.3 and meaning.beyond_low_level > 0.5
+    assert acoustic.low_level > 0.6 and abs(acoustic.beyond_low_level) < 0.15
+    assert acoustic.normalised < 0.3
+    assert abs(table.loc[(0, "meaning voxels"), "beyond_low_level"]) < 0.2
+    margins = table[["normalised_margin", "beyond_margin"]].loc[1]
+    assert ((margins > 0) & (margins < 0.5)).all(axis=None)
+
+
+def test_noise_free_responses_have_a_ceiling_of_one_and_the_same_voxels(simulated):
+    model = Model()
+    write_signals(simulated, model)
+    noisy, free = (
+        evaluation.evaluate(model, simulated, layers=1, noise_free=choice).set_index("region")
+        for choice in (False, True)
+    )
+    assert (noisy.n_kept == free.n_kept).all() and free.r["meaning voxels"] > 0.95
+    assert free.normalised["meaning voxels"] == pytest.approx(free.r["meaning voxels"])
+    assert noisy.r["meaning voxels"] < free.r["meaning voxels"]
+    simulated.simulated = False
+    with pytest.raises(ValueError, match="recordings"):
+        evaluation.evaluate(model, simulated, layers=1, noise_free=True)
+
+
+def test_the_margin_is_that_of_an_interval_over_test_stories(simulated):
+    model = Model()
+    write_signals(simulated, model)
+    row = evaluation.evaluate(model, simulated, layers=1).set_index("region").loc["meaning voxels"]
+    states = {s: features_at_trs(model, simulated.story(s), [1])[1] for s in simulated.stories}
+    Y = {s: simulated.responses("S1", s, voxels=[2, 3]) for s in simulated.stories}
+    ridge = evaluation.fresh_ridge(states, Y, stories=simulated.split["train"])
+    of_story = np.array([ridge.score(states[s], Y[s]) for s in simulated.split["test"]])
+    of_story = (of_story / simulated.noise_ceiling("S1")[2:4]).mean(1)
+    margin = stats.t.ppf(0.975, 2) * of_story.std(ddof=1) / np.sqrt(3)
+    assert len(of_story) == 3 and row.normalised_margin == pytest.approx(margin, rel=1e-4)
+
+
+def test_each_story_is_predicted_from_the_others():
+    rng = np.random.default_rng(0)
+    X = {s: rng.standard_normal((60, 3)) for s in "abc"}
+    Y = {s: X[s] @ np.ones((3, 4)) + rng.standard_normal((60, 4)) for s in "abc"}
+    r = evaluation.leave_one_story_out(X, Y, stories=["a", "b", "c"], delays=(0,), alpha=10.0)
+    assert r.shape == (3, 4)
+    others = RidgeEncoder([10.0], delays=(0,)).fit([X["a"], X["c"]], [Y["a"], Y["c"]])
+    np.testing.assert_allclose(r[1], others.score(X["b"], Y["b"]), atol=1e-6)
+    assert len(set(r[:, 0].round(6))) == 3
 
 
 def test_voxels_chosen_on_half_of_the_repeats_are_scored_on_the_other_half(
@@ -114,7 +211,7 @@ def test_voxels_chosen_on_half_of_the_repeats_are_scored_on_the_other_half(
     monkeypatch.setattr(data, "repeats", lambda *_, **__: four)
     original = data.responses
 
-    def responses(subject, story, *, voxels=None, repeats=None):
+    def responses(subject, story, *, voxels=None, repeats=None, noise_free=False):
         if story == "d":
             used.append(repeats)
         return original(subject, story, voxels=voxels)
@@ -137,15 +234,63 @@ def test_the_shared_penalty_is_the_median_over_voxels_that_can_be_predicted():
     assert evaluation.shared_alpha(ridge) == 1e6  # most are predictable: all count
 
 
-def test_normalised_scores_leave_out_voxels_at_the_floor():
-    share = scores.normalised([0.1, 0.2, 0.3], [0.5, 0.2, 0.0])
-    np.testing.assert_allclose(share, [0.2, np.nan, np.nan])
-    means = scores.by_region(
-        share, {"a": np.array([1, 1, 0], bool), "b": np.array([0, 0, 1], bool)}
-    )
-    assert means["a"] == pytest.approx(0.2) and np.isnan(means["b"])
+def test_normalised_scores_are_of_the_kept_voxels_alone():
+    r, ceiling = np.array([0.1, 0.3, 0.3, 0.2]), np.array([0.8, scores.FLOOR, 0.0, 0.8])
+    np.testing.assert_allclose(scores.normalised(r, ceiling), [0.125, np.nan, np.nan, 0.25])
+    chosen = np.array([True, True, True, False])  # as another ceiling says
+    expected = [0.125, 0.3 / scores.FLOOR, 0.3 / scores.FLOOR, np.nan]
+    np.testing.assert_allclose(scores.normalised(r, ceiling, kept=chosen), expected)
+    two = scores.normalised(np.stack([r, 2 * r]), ceiling, kept=chosen)
+    np.testing.assert_allclose(two, [expected, 2 * np.array(expected)])
     with pytest.raises(ValueError, match="give the same voxels"):
         scores.normalised([0.1], [0.5, 0.2])
+
+
+def test_means_by_region_leave_out_voxels_without_a_number():
+    share = np.array([0.2, np.nan, np.nan, 0.4])
+    masks = {"a": np.array([1, 1, 0, 1], bool), "b": np.array([0, 1, 1, 0], bool)}
+    means = scores.by_region(share, masks)
+    assert means["a"] == pytest.approx(0.3) and np.isnan(means["b"])
+    table = scores.by_region(np.stack([share, share + 1, share + 2]), masks)
+    np.testing.assert_allclose(table["a"], [0.3, 1.3, 2.3])
+    assert table.shape == (3, 2) and table["b"].isna().all()
+
+
+def test_levels_are_regions_too(ds):
+    truth = ds.truth("SIM01")
+    masks = scores.levels(truth)
+    assert (
+        set(masks) <= set(truth.columns)
+        and sum(m.sum() for m in masks.values()) == (truth.snr > 0).sum()
+    )
+    snr = scores.by_region(truth.snr, masks)
+    np.testing.assert_allclose(snr, truth.groupby("level").snr.mean()[snr.index])
+    assert scores.levels(truth.assign(level="none")) == {}
+
+
+def test_the_interval_over_stories_is_students():
+    values = pd.DataFrame({"a": [0.1, 0.2, 0.3, 0.6], "b": [1.0, 1.0, np.nan, 1.0]})
+    table = scores.interval(values)
+    expected = stats.ttest_1samp(values["a"], 0).confidence_interval(0.95)
+    np.testing.assert_allclose(table.loc["a", ["low", "high"]].astype(float), expected)
+    np.testing.assert_allclose(table.loc["b"], 1)
+    narrow = scores.interval(values["a"].to_numpy(), level=0.5)
+    assert narrow["high"][0] < expected.high and narrow["mean"][0] == pytest.approx(0.3)
+    assert scores.interval([0.3])["low"].isna().all()  # one story says nothing about others
+
+
+def test_the_interval_covers_new_stories_and_block_resamples_do_not():
+    """Stories differ by more than their rows: 19 in 20 intervals over stories hold the mean, few of those within stories."""
+    rng = np.random.default_rng(3)
+    held = np.zeros(2)
+    for _ in range(100):
+        offsets = rng.standard_normal(4)  # what each of four stories is like
+        rows = np.repeat(offsets, 60) + 0.5 * rng.standard_normal(240)
+        over = scores.interval(rows.reshape(4, 60).mean(1)).iloc[0]
+        draws = scores.bootstrap_blocks(rows, rows, lambda y, p: y.mean(), lengths=[60] * 4, n=100)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        held += [over.low < 0 < over.high, low < 0 < high]
+    assert held[0] >= 88 and held[1] < 40
 
 
 def test_block_resamples_keep_measured_and_predicted_rows_together():
@@ -161,6 +306,16 @@ def test_block_resamples_keep_measured_and_predicted_rows_together():
     assert gain.std(0).min() > 0
     with pytest.raises(ValueError, match="at least two blocks"):
         scores.bootstrap_blocks(y[:15], y[:15], correlation)
+    with pytest.raises(ValueError, match="60 measured but .59. predicted"):
+        scores.bootstrap_blocks(y, y[1:], correlation)
+
+
+def test_block_resamples_take_as_much_of_each_story():
+    story = np.repeat([0, 1], [24, 36])
+    counts = scores.bootstrap_blocks(
+        story, story, lambda y, _: (np.bincount(y) // 10).tolist(), lengths=[24, 36], n=50
+    )
+    assert (counts == [2, 3]).all()
 
 
 # ------------------------------------------------------------------ controls

@@ -76,6 +76,24 @@ def test_word_rate_counts_words():
     np.testing.assert_allclose(rate[2:7], 2, atol=0.06)  # one word a second, two a TR
 
 
+def test_words_have_letters_and_seconds():
+    three = story(words=("I", "don't", "know"))
+    three.words["end"] = [0.25, 1.5, 3.0]
+    letters, times = lowlevel.wordlength(three)
+    seconds, _ = lowlevel.wordduration(three)
+    assert letters[:, 0].tolist() == [1, 4, 4] and seconds[:, 0].tolist() == [0.25, 0.5, 1.0]
+    np.testing.assert_array_equal(times, [0.125, 1.25, 2.5])
+
+
+def test_low_level_features_lie_side_by_side():
+    noise = np.random.default_rng(0).standard_normal(640_000).astype(np.float32)
+    one = story(phones=("HH", "AY") * 15, words=["hi"] * 30, audio=noise)
+    x = lowlevel.low_level(one)
+    assert x.shape == (10, 40 + 22 + 1 + 1 + 1 + 1)
+    np.testing.assert_array_equal(x[:, -2:-1], lowlevel.feature_space(one, "wordlength"))
+    np.testing.assert_array_equal(lowlevel.low_level(one, ["mel"]), x[:, :40])
+
+
 @pytest.mark.parametrize("name", lowlevel.FEATURES)
 def test_every_feature_comes_at_trs_even_without_words(name):
     empty = story(

@@ -61,13 +61,39 @@ def test_tensor_and_array_agree_and_gradients_flow():
     np.testing.assert_allclose(tensor.grad[:, 0].numpy(), expected, atol=1e-12)
 
 
-def test_causal_downsampling_sees_nothing_later_than_the_tr():
+def test_the_past_kernel_sums_each_trs_own_past_and_nothing_later():
     times, tr_times = np.arange(0, 60, 0.1), timing.tr_centres(15)
-    x = np.zeros((600, 1))
-    x[times > 21.0] = 1.0
-    before = tr_times <= 21.0
-    assert np.abs(timing.downsample(x, times, tr_times, causal=True)[before]).max() == 0
-    assert np.abs(timing.downsample(x, times, tr_times)[before]).max() > 0.1
+    weights = timing.past_matrix(times, tr_times).toarray()
+    lag = tr_times[:, None] - times
+    np.testing.assert_array_equal(weights, (lag > -1e-6) & (lag < 2 - 1e-6))
+    step = (times > 21.0).astype(float)[:, None]
+    at_trs = timing.downsample(step, times, tr_times, kernel="past")[:, 0]
+    assert np.abs(at_trs[tr_times <= 21.0]).max() == 0 and (at_trs[tr_times > 22.0] == 20).all()
+    assert np.abs(timing.downsample(step, times, tr_times)[tr_times <= 21.0]).max() > 0.1
+
+
+def test_the_past_kernel_leaves_a_constant_constant_and_counts_words_once():
+    times, tr_times = np.arange(0, 60, 0.02), timing.tr_centres(15, tr=1.5)
+    y = timing.downsample(np.ones((len(times), 1)), times, tr_times, kernel="past")
+    np.testing.assert_array_equal(y, 75)  # samples per TR, as the Lanczos kernel has it
+    words = np.sort(np.random.default_rng(0).uniform(9.6, 31.9, 80))
+    y = timing.downsample(np.ones((80, 1)), words, tr_times, kernel="past")
+    assert y.sum() == 80
+
+
+def test_gradients_flow_through_the_past_kernel():
+    rng = np.random.default_rng(1)
+    x, times, tr_times = rng.standard_normal((500, 3)), np.arange(500) / 10, timing.tr_centres(12)
+    tensor = torch.tensor(x, requires_grad=True)
+    y = timing.downsample(tensor, times, tr_times, kernel="past")
+    np.testing.assert_allclose(
+        y.detach().numpy(), timing.downsample(x, times, tr_times, kernel="past"), atol=1e-12
+    )
+    y.sum().backward()
+    used = (times > 9) & (times <= 33)  # 24 s of past for TRs centred at 11 to 33 s
+    np.testing.assert_array_equal(tensor.grad[:, 0].numpy(), used.astype(float))
+    with pytest.raises(ValueError, match="kernel 'causal'; expected one of .'lanczos', 'past'"):
+        timing.downsample(x, times, tr_times, kernel="causal")
 
 
 def test_rows_without_times_are_refused():

@@ -2,7 +2,7 @@
 
     python tools/check_pico.py
 
-For each layer, and for random weights of the same architecture: noise-ceiling-normalised correlation on the test story, by
+For each layer, and for random weights of the same architecture: noise-ceiling-normalised correlation on the test stories, by
 the level that drives a voxel (simulated subject SIM01, 21 training stories). And a linear probe for the phoneme of a frame:
 fitted on two stories per voice, scored on another story of each voice, the best layer chosen on a third.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pandas as pd
 from make_fireside import ASSETS, read_text
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -20,26 +19,20 @@ from sklearn.preprocessing import StandardScaler
 from train_pico import OUT
 
 import fireside
-from brainlib import datasets, evaluation
+from brainlib import datasets, evaluation, scores
 from brainlib.speech import SpeechEncoder
 
 WINDOWS = {"window": 16.0, "hop": 2.0}
-FLOOR = 0.2  # of the ceiling; below it a normalised correlation means nothing
+KEPT = f"ceiling > {scores.FLOOR}"
 
 
 def by_level(encoder, ds, subject="SIM01"):
     """DataFrame, one row per layer and one column per simulated level: mean normalised correlation of the voxels it drives."""
-    ceiling = ds.noise_ceiling(subject)
-    truth = ds.truth(subject)
-    keep = np.flatnonzero((ceiling > FLOOR) & (truth.snr > 0))
-    levels = truth.level.to_numpy()[keep]
-    scores = evaluation.voxelwise_scores(
-        encoder, ds, subject=subject, layers=range(encoder.layers), voxels=keep, **WINDOWS
+    table = evaluation.evaluate(encoder, ds, subjects=subject, voxels=KEPT, **WINDOWS)
+    table = table.pivot(index="layer", columns="region", values="normalised")
+    return table[[f"{level} voxels" for level in fireside.LEVELS]].set_axis(
+        list(fireside.LEVELS), axis=1
     )
-    rows = {
-        layer: pd.Series(r / ceiling[keep]).groupby(levels).mean() for layer, r in scores.items()
-    }
-    return pd.DataFrame(rows).T[list(fireside.LEVELS)]
 
 
 def frames(encoder, story, layer, *, step=2):
@@ -88,7 +81,7 @@ if __name__ == "__main__":
     summary = {
         "model": pico.fingerprint(),
         **WINDOWS,
-        "data": "fireside, simulated subject SIM01, test story",
+        "data": "fireside, simulated subject SIM01, test stories",
         "probe_layer": layer,
         "phoneme_accuracy": {k: round(v, 4) for k, v in accuracy.items()},
         "share_of_ceiling": {k: [round(v, 4) for v in trained[k]] for k in trained},

@@ -3,7 +3,7 @@
     python tools/tune_grid.py [--only NAME] [--part 0/2] [--model wavlm-pico] [--subject SIM01] [--out results/tuning]
 
 A run that is there and still matches (recipe, data, model, stories) is not run again. Every run is evaluated alike: weights
-frozen, features taken anew, ridge refitted on all training stories, scored on the test story. Adapters that later notebooks
+frozen, features taken anew, ridge refitted on all training stories, scored on the test stories. Adapters that later notebooks
 need lie beside the numbers.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import fireside
 from brainlib import datasets, evaluation, lowlevel, results, runtime, timing
 from brainlib.recipes import RECIPES, Recipe
+from brainlib.scores import FLOOR
 from brainlib.speech import SpeechEncoder
 from brainlib.tuning import BrainTuner
 
@@ -80,32 +80,6 @@ def voxels_to_tune(ds, subject, rule, region):
     return np.intersect1d(picked, evaluation.pick_voxels(ds, subject, rule=region))
 
 
-def summary(ds, subject, r, voxels):
-    """Mean noise-ceiling-normalised correlation by region and by what was simulated, over voxels with a ceiling above 0.2."""
-    ceiling = ds.noise_ceiling(subject)[voxels]
-    usable, share = ceiling > 0.2, r / np.maximum(ceiling, 0.2)
-    regions = {
-        k: share[usable & v[voxels]].mean()
-        for k, v in ds.rois(subject).items()
-        if (usable & v[voxels]).any()
-    }
-    out = {
-        "all": share[usable].mean(),
-        "r": r.mean(),
-        "regions": regions,
-        "voxels": int(usable.sum()),
-    }
-    if ds.simulated:
-        out["levels"] = (
-            pd.Series(share)
-            .groupby(np.where(usable, ds.truth(subject).level.to_numpy()[voxels], "none"))
-            .mean()
-            .drop("none", errors="ignore")
-            .to_dict()
-        )
-    return out
-
-
 def run(name, ds, subject, model, out):
     """Train, evaluate and record a condition, unless its result is there and matches."""
     condition = conditions()[name]
@@ -157,14 +131,36 @@ def tune(tuner, ds, subject, condition):
 
 
 def scores(encoder, ds, subject, recipe):
-    """Scores on the test story, over voxels with a validation ceiling above 0.2."""
-    voxels = np.flatnonzero(ds.noise_ceiling(subject, split="val") > 0.2)
-    layer = recipe.layer % encoder.layers
-    options = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
-    r = evaluation.voxelwise_scores(
-        encoder, ds, subject=subject, layers=[layer], voxels=voxels, **options
-    )[layer]
-    return summary(ds, subject, r, voxels)
+    """What `evaluate` says of the test stories: noisy, and of simulated subjects noise-free; alone, and beyond low-level features."""
+    what = {"subjects": subject, "layers": recipe.layer % encoder.layers}
+    what |= {"voxels": f"ceiling > {FLOOR}", "beyond_low_level": True}
+    windows = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
+    table = evaluation.evaluate(encoder, ds, **what, **windows)
+    numbers = summary(table)
+    if ds.simulated:
+        numbers["noise_free"] = summary(
+            evaluation.evaluate(encoder, ds, **what, **windows, noise_free=True)
+        )
+    return numbers
+
+
+def summary(table):
+    """Numbers of a table of `evaluate`: normalised over all voxels, by region and by level, its margin, and beyond low level."""
+    table = table.set_index("region")
+    levels = [name for name in table.index if name.removesuffix(" voxels") in fireside.LEVELS]
+    regions = table.index.drop(["all voxels", *levels])
+    of_level = table.loc[levels].rename(lambda name: name.removesuffix(" voxels"))
+    everywhere = table.loc["all voxels"]
+    return {
+        "all": everywhere.normalised,
+        "margin": everywhere.normalised_margin,
+        "r": everywhere.r,
+        "voxels": int(everywhere.n_kept),
+        "regions": table.normalised[regions].dropna().to_dict(),
+        "levels": of_level.normalised.to_dict(),
+        "beyond": {"all": everywhere.beyond_low_level} | of_level.beyond_low_level.to_dict(),
+        "beyond_margin": everywhere.beyond_margin,
+    }
 
 
 if __name__ == "__main__":
