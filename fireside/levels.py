@@ -104,7 +104,7 @@ def word_vectors(story, which: str = "planted"):
 
 @lru_cache(maxsize=1)
 def _code() -> dict[str, np.ndarray]:
-    """An arbitrary code: the planted vectors of the stories' word types, dealt out anew among these types."""
+    """An arbitrary code: the driving vectors of the stories' word types, dealt out anew among these types."""
     types = sorted({w.lower() for s in story_names() for w in embedded_story(s).words.text})
     order = np.random.default_rng([3, 1]).permutation(len(types))
     return dict(zip(types, np.nan_to_num(vectors(types))[order]))

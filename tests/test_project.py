@@ -493,7 +493,7 @@ def test_no_statement_is_packed_into_another():
 PRIVATE = re.compile(
     r"\bhearings?\b|\blisteners?\b|\bjudg\w*|_judge\b|\bkept (run|result)s?\b|by heart"
     r"|\b[Tt]aps?\b(?! (shows|on))|\blooks\b(?! (ahead|like|at|up|for|back))|\bLOOKS\b|\bpinned\b"
-    r"|\bplanted\b|\bthin(ned)?\b(?! (helper|package|line))|\b[Ff]ronts\b|share of the ceiling|-100\b"
+    r"|(?<!['\"])\bplanted\b|\bthin(ned)?\b(?! (helper|package|line))|\b[Ff]ronts\b|share of the ceiling|-100\b"
 )
 
 

@@ -121,7 +121,10 @@ def markdown_table(header: list, rows: list) -> str:
 
 def measured() -> dict[str, str]:
     """Numbers that the prose names as @@NAME@@, from the assets themselves."""
-    numbers = embedded_stories() | embedded_model() | recordings() | reading_times()
+    from fireside_facts import facts
+
+    numbers = embedded_stories() | facts() | whisper() | embedded_model()
+    numbers |= recordings() | reading_times()
     return {k: str(v) for k, v in numbers.items()}
 
 
@@ -139,6 +142,22 @@ def embedded_stories() -> dict:
         "ALIGNED": f"{aligned['within_50_ms']:.1%}",
         "HELD_OUT": f"{aligned['within_50_ms_stories_not_used']:.1%}",
         "ONSETS": aligned["onsets"],
+    }
+
+
+def whisper() -> dict:
+    """Size and check of the embedded Whisper encoder."""
+    from safetensors.numpy import load_file
+
+    folder = ROOT / "brainlib" / "assets" / "whisper-tiny.en"
+    shape = json.loads((folder / "config.json").read_text())
+    check = json.loads((folder / "check.json").read_text())
+    size = sum(weights.size for weights in load_file(folder / "model.safetensors").values())
+    return {
+        "WHISPER_PARAMETERS": f"{size / 1e6:.1f}",
+        "WHISPER_LAYERS": shape["encoder_layers"],
+        "WHISPER_WIDTH": shape["d_model"],
+        "WHISPER_DIFFERENCE": f"{max(check['largest_difference_by_layer']):g}",
     }
 
 
