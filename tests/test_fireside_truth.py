@@ -1,7 +1,12 @@
 """Whether fireside's ground truth is what it claims: each level beyond those below it, known transfer, subjects made to fool."""
 
+import re
+
+import build_book
+import fireside_facts
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import fireside
 from brainlib import datasets, encoding, lowlevel
@@ -54,6 +59,18 @@ def test_the_parts_that_are_taken_away_were_fitted_on_training_stories_alone(mon
 
 def test_test_stories_say_many_words_that_no_training_story_says():
     assert fireside.unheard_share(levels.TEST) >= 0.15
+
+
+def test_the_page_on_the_data_names_no_number_that_is_not_computed(ds, bounds, monkeypatch):
+    table = bounds.reset_index().assign(n_voxels=1, limit=0.5)
+    monkeypatch.setattr(fireside, "bounds", lambda *_: table)
+    monkeypatch.setattr(fireside_facts, "facts", lambda: fireside_facts.compute(ds))
+    values = build_book.measured()
+    pages = "".join(p.read_text() for p in (ROOT / "book").glob("*.md"))
+    named = set(re.findall(r"@@(\w+)@@", pages)) - {"RUNS"}  # what the notebooks took
+    assert len(named) > 40 and named <= set(values)
+    assert not [name for name in named if not values[name] or "nan" in values[name]]
+    assert values["BOUNDS_TABLE"].count("at least") == len(fireside.LEVELS)
 
 
 # ------------------------------------------------------------------ words

@@ -2,8 +2,8 @@
 
     python tools/fireside_facts.py       # prints them
 
-Computing takes a minute and more, most of it two subjects' builds and the bounds. The answer is stored under a hash of the
-data set and of the code that it depends on.
+Computing takes a minute, most of it one subject's build and the bounds. The answer is stored under a hash of the data set
+and of the code that it depends on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fireside import levels, simulation, topography
 from fireside.bounds import PURE
 
 ROOT = Path(__file__).resolve().parents[1]
-ONE, TWO = fireside.SUBJECTS[:2]
+SUBJECT = fireside.SUBJECTS[0]
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -30,7 +30,7 @@ def facts() -> dict[str, str]:
     """What the page names as @@NAME@@, by name; computed once for each state of the data set and the code."""
     path = cache_dir("book") / f"fireside-{fingerprint()}.json"
     if not path.exists():
-        computed = compute()
+        computed = compute(datasets.load("fireside", subjects=SUBJECT))
         with atomic(path) as part:
             part.write_text(json.dumps(computed, indent=1))
     return json.loads(path.read_text())
@@ -45,8 +45,7 @@ def fingerprint() -> str:
     return f"{total:08x}"
 
 
-def compute() -> dict[str, str]:
-    ds = datasets.load("fireside", subjects=[ONE, TWO])
+def compute(ds) -> dict[str, str]:
     numbers = of_stories(ds) | of_levels() | of_vectors() | of_probe_set() | of_subjects(ds)
     return {name: str(value) for name, value in numbers.items()}
 
@@ -168,7 +167,7 @@ def of_probe_set() -> dict:
 
 # ------------------------------------------------------------------ subjects
 def of_subjects(ds) -> dict:
-    truth = ds.truth(ONE)
+    truth = ds.truth(SUBJECT)
     driven = truth.snr > 0
     best = np.sqrt(truth.shared[driven]).groupby(truth.level[driven]).mean()
     return {
@@ -176,7 +175,7 @@ def of_subjects(ds) -> dict:
         "VOXELS": f"{len(truth):,}",
         "SAME_LEVEL": percent(same_level()),
         "BEST_TRANSFER": ", ".join(f"{best[level]:.2f} ({level})" for level in fireside.LEVELS),
-        "BOUNDS_TABLE": bounds_table(fireside.bounds(ds, ONE)),
+        "BOUNDS_TABLE": bounds_table(fireside.bounds(ds, SUBJECT)),
     }
 
 

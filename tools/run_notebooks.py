@@ -122,7 +122,10 @@ papermill.execute_notebook(
 )
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-QUIET = {"PYTHONWARNINGS": "ignore::DeprecationWarning", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore:IProgress not found",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def run_one(path: Path, values: dict, out: Path, limit: int | None = CELL_LIMIT_S) -> dict:
