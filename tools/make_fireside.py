@@ -302,15 +302,9 @@ def readers(row: int) -> tuple[str, str]:
 
 
 def write_probe(voice: str, speaker: Speaker):
-    """A voice's sentences, each a paragraph of its own; the tier `sentence` holds their rows in the table, from 0."""
-    own = {i: s for i, s in enumerate(probe_sentences()) if voice in readers(i)}
-    audio, tiers = recorded("\n\n".join(own.values()), voice, speaker)
-    words = iter(tiers["word"])
-    tiers["sentence"] = []
-    for row, sentence in own.items():
-        spans = [next(words) for _ in spoken_words(sentence)]
-        tiers["sentence"].append((str(row), spans[0][1], spans[-1][2]))
-    write_recording(voice, audio, tiers)
+    """A voice's sentences in one recording, each a paragraph of its own."""
+    own = [sentence for row, sentence in enumerate(probe_sentences()) if voice in readers(row)]
+    write_recording(voice, *recorded("\n\n".join(own), voice, speaker))
 
 
 # ------------------------------------------------------------------ word vectors
