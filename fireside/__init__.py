@@ -15,6 +15,7 @@ from .levels import (
     vectors,
     word_vectors,
 )
+from .probe import probe_set
 from .simulation import (
     FOOLING,
     SUBJECTS,
@@ -41,6 +42,7 @@ __all__ = [
     "driving_features",
     "log_rank",
     "open_dataset",
+    "probe_set",
     "unheard_share",
     "vectors",
     "word_vectors",
