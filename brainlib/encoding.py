@@ -406,8 +406,9 @@ def permutation_test(
     rng = np.random.default_rng(seed)
     hits = np.zeros(y.shape[1], int)
     for _ in range(n):
-        order = [blocks[i] for blocks in stories for i in rng.permutation(len(blocks))]
-        order = np.concatenate(order)
+        order = np.concatenate(
+            [blocks[i] for blocks in stories for i in rng.permutation(len(blocks))]
+        )
         hits += np.einsum("tv,tv->v", y, y_hat[order]) >= observed
     return (1 + hits) / (1 + n)
 

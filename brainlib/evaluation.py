@@ -228,8 +228,7 @@ def voxelwise_predictions(
     responses = {s: ds.responses(subject, s, voxels=voxels, noise_free=noise_free) for s in train}
     states = _states(encoder, ds, stories=[*train, *scored], layers=layers, **settings)
     return {
-        layer: np.concatenate(_predict(states[layer], responses, stories=scored))
-        for layer in layers
+        layer: np.concatenate(_predict(states[layer], responses, scored)[0]) for layer in layers
     }
 
 
@@ -243,10 +242,10 @@ def _states(encoder, ds, *, stories, layers, **settings):
     return states
 
 
-def _predict(features, responses, *, stories, groups=None):
-    """Predictions for stories, a list, by a ridge fitted anew on all stories of the responses."""
+def _predict(features, responses, stories, *, groups=None):
+    """Predictions for stories, a list, by a ridge fitted anew on all stories of the responses; its cross-validated scores."""
     ridge = fresh_ridge(features, responses, stories=list(responses), groups=groups)
-    return ridge.predict([features[s] for s in stories])
+    return ridge.predict([features[s] for s in stories]), ridge.cv_scores_
 
 
 def voxelwise_scores(
@@ -313,8 +312,9 @@ def evaluate(
         Fit to and score on noise-free responses (simulated subjects only), whose ceiling is one: what the features tell,
         however noisy the responses. The voxels kept are the same.
     beyond_low_level : bool
-        Also a joint model of states and low-level features (`lowlevel.low_level`, or mel alone where stories have no
-        words), both groups weighing alike, and one of low-level features alone.
+        Also a model of low-level features alone (`lowlevel.low_level`, or mel where stories have no words), and a joint
+        one with the states, in which both groups weigh alike. A voxel takes the joint one where it is the better in
+        cross-validation over the training stories: states that are of no use do no harm either.
     **settings
         `window`, `hop`, `cache`, `kernel`: see `features_at_trs`.
 
@@ -337,7 +337,7 @@ def evaluate(
     for subject in subjects:
         options = {"on": on, "repeats": repeats, "noise_free": noise_free}
         target = _Target.of(ds, subject, voxels, train=train or ds.split["train"], **options)
-        alone = target.score(low) if beyond_low_level else None
+        alone = _predict(low, target.responses, target.stories) if low else None
         for layer in layers:
             tables[subject, layer] = _rows(target, states[layer], low, alone)
     return pd.concat(tables, names=["subject", "layer", "region"]).reset_index()
@@ -350,8 +350,8 @@ def _low_level(ds, stories):
 
 
 def _rows(target, states, low, alone):
-    """The rows of `evaluate` for a subject and a layer; `alone` are the scores of the low-level features `low`."""
-    r, score = target.score(states)
+    """The rows of `evaluate` for a subject and a layer; `alone` is what the low-level features `low` predict."""
+    r, score = target.score(_predict(states, target.responses, target.stories)[0])
     table = pd.DataFrame({name: int(m.sum()) for name, m in target.masks.items()}, ["n_voxels"]).T
     table["r"] = r.iloc[-1]
     table["n_kept"] = [int((mask & target.kept).sum()) for mask in target.masks.values()]
@@ -359,8 +359,11 @@ def _rows(target, states, low, alone):
     if low is not None:
         groups = [next(iter(x.values())).shape[1] for x in (states, low)]
         joint = {s: np.hstack([states[s], low[s]]) for s in states}
-        gain = target.score(joint, groups=groups)[1] - alone[1]
-        table["low_level"] = alone[1].iloc[-1]
+        both, cv_score = _predict(joint, target.responses, target.stories, groups=groups)
+        both = [np.where(cv_score > alone[1], *pair) for pair in zip(both, alone[0])]
+        by_low = target.score(alone[0])[1]
+        gain = target.score(both)[1] - by_low
+        table["low_level"] = by_low.iloc[-1]
         table["beyond_low_level"], table["beyond_margin"] = gain.iloc[-1], _margin(gain)
     return table
 
@@ -408,9 +411,8 @@ class _Target:
             | {name: mask[columns] for name, mask in masks.items()},
         )
 
-    def score(self, features, *, groups=None):
+    def score(self, predicted):
         """Means by region of r and of the normalised correlation: a row per story, and a last one for all end to end."""
-        predicted = _predict(features, self.responses, stories=self.stories, groups=groups)
         together = correlation(np.concatenate(self.y), np.concatenate(predicted))
         r = np.vstack([by_story(self.y, predicted), together])
         scaled = normalised(r, self.ceiling, kept=self.kept)

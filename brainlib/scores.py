@@ -140,7 +140,8 @@ def bootstrap_blocks(
     stories = story_blocks(len(y), lengths=lengths, block=block)
     rng, draws = np.random.default_rng(seed), []
     for _ in range(n):
-        rows = [b[i] for b in stories for i in rng.integers(0, len(b), len(b))]
-        rows = np.concatenate(rows)
+        rows = np.concatenate(
+            [blocks[i] for blocks in stories for i in rng.integers(0, len(blocks), len(blocks))]
+        )
         draws.append(statistic(y[rows], *(p[rows] for p in several)))
     return np.array(draws)
