@@ -1,16 +1,19 @@
 """Hidden states of a speech model over a story: the field's exact protocol, plain and optimised, against windows by the hop.
 
-    python benchmarks/features.py [speed] [scores] [steps] [--stories 8] [--subject SIM01]
+    python benchmarks/features.py [speed] [scores] [padding] [steps] [--stories 8] [--subject SIM01] [--exact]
 
-speed   Seconds for the same minute of sound: plain (stock model, one window per call, all layers), `exact`, and hops.
-scores  What a hop costs in encoding: test correlation per region and layer with features of each setting, beside `exact`
-        on the same training stories.
-steps   One training step of LoRA with the convolutional features computed anew and kept (`ConvolutionalCache`), by clip.
+speed    Seconds for the same minute of sound: plain (stock model, one window per call, all layers), `exact`, and hops.
+scores   What window and hop do to encoding, for both embedded models: scores on the validation stories, by layer and by what
+         drives a voxel, with features of each setting. The default window and hop are chosen by it. `--exact` adds the
+         field's protocol for wavlm-pico (hours).
+padding  Whisper's windows as they are and padded with silence to 30 s: the same scores, by layer.
+steps    One training step of LoRA with the convolutional features computed anew and kept (`ConvolutionalCache`), by clip.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 
@@ -20,21 +23,22 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoFeatureExtractor, AutoModel, WavLMConfig
 
-from brainlib import datasets, encoding
+from brainlib import datasets, evaluation
+from brainlib.scores import FLOOR
 from brainlib.speech import (
     ASSETS,
     DEFAULT_HOP,
     DEFAULT_WINDOW,
+    EMBEDDED,
     RATE,
     ConvolutionalCache,
     SpeechEncoder,
-    features_at_trs,
 )
 
 HOPS = [(w, h) for w in (16.0, 8.0) for h in (1.0, 2.0, 4.0, 8.0) if h <= w]
-SETTINGS = {"exact": {"exact": True}} | {
-    f"window {w:g}, hop {h:g}": {"window": w, "hop": h} for w, h in HOPS
-}
+HOPS += [(30.0, 4.0), (10.0, 8.0)]
+WINDOWS = {f"window {w:g}, hop {h:g}": {"window": w, "hop": h} for w, h in HOPS}
+SETTINGS = {"exact": {"exact": True}} | WINDOWS
 
 
 def plain(model, extract, audio, *, window=16.1, stride=0.1):
@@ -80,32 +84,53 @@ def speed(encoder, ds, *, seconds=60):
     return table.assign(**{"times faster": plain_seconds / table.seconds})
 
 
-def scores(encoder, ds, subject, *, n_stories):
-    """Mean test correlation by setting, layer and region: columns setting, layer, region, r."""
-    train, test = ds.split["train"][:n_stories], ds.split["test"]
-    regions = {k: np.flatnonzero(v) for k, v in ds.rois(subject).items()}
-    voxels = np.unique(np.concatenate(list(regions.values())))
-    responses = {s: ds.responses(subject, s)[:, voxels] for s in train + test}
-    rows = []
-    for label, settings in SETTINGS.items():
-        features = {
-            s: features_at_trs(encoder, ds.story(s), pool=None, **settings) for s in responses
-        }
-        for layer in range(encoder.layers):
-            model = encoding.RidgeEncoder().fit(
-                [features[s][layer] for s in train], [responses[s] for s in train]
-            )
-            r = model.score([features[s][layer] for s in test], [responses[s] for s in test])
-            rows += [(label, layer, k, r[np.isin(voxels, v)].mean()) for k, v in regions.items()]
-        print("scored", label, flush=True)
-    return pd.DataFrame(rows, columns=["setting", "layer", "region", "r"])
+def scores(model, ds, subject, *, n_stories, exact):
+    """Scores on validation stories by setting, with noisy and with noise-free responses; printed as they come."""
+    encoder = SpeechEncoder.from_pretrained(model, "cpu")
+    tables = {}
+    for label, options in (SETTINGS if exact else WINDOWS).items():
+        tables[label] = validation_scores(encoder, ds, subject, n_stories=n_stories, **options)
+        print("scored", model, label, flush=True)
+    return pd.concat(tables, names=["setting"], sort=False)
 
 
-def against_exact(table, by):
-    """Mean r by setting and `by`, and its ratio to that of `exact`."""
-    r = table.pivot_table(index="setting", columns=by, values="r", sort=False)
-    r["mean"] = r.mean(axis=1)
-    return f"{r.to_string()}\n\nratio to exact\n{(r / r.loc['exact']).to_string()}\n"
+def validation_scores(encoder, ds, subject, *, n_stories=None, **options):
+    """Normalised scores on the validation stories, all levels and layers: columns responses, layer, region, normalised."""
+    tables = {}
+    for kind in ("noisy", "noise-free"):
+        tables[kind] = evaluation.evaluate(
+            encoder,
+            ds,
+            subjects=subject,
+            voxels=f"ceiling > {FLOOR}",
+            train=ds.split["train"][:n_stories],
+            on="val",
+            noise_free=kind == "noise-free",
+            **options,
+        )
+    table = pd.concat(tables, names=["responses"]).reset_index("responses")
+    driven = table.region.str.endswith(" voxels")  # all voxels, and those of each level
+    return table[driven]
+
+
+def by_setting(table, columns):
+    """Mean score by setting, over what `columns` leaves out."""
+    means = table.pivot_table(
+        index=["responses", "setting"], columns=columns, values="normalised", sort=False
+    )
+    return means.round(3).to_string() + "\n"
+
+
+def padding(ds, subject):
+    """Table: Whisper by layer, its windows as they are and padded to 30 s, on all training stories."""
+    tables = {}
+    for padded in (False, True):
+        encoder = SpeechEncoder.from_pretrained("whisper-tiny.en", "cpu", padded=padded)
+        label = "padded to 30 s" if padded else "as they are"
+        tables[label] = validation_scores(encoder, ds, subject)
+    table = pd.concat(tables, names=["windows"])
+    index = ["responses", "layer", "windows"]
+    return table.pivot_table(index=index, columns="region", values="normalised", sort=False)
 
 
 def base_sized():
@@ -153,10 +178,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", default=["speed", "scores", "steps"])
+    parser.add_argument("parts", nargs="*", default=["speed", "scores", "padding", "steps"])
     parser.add_argument("--stories", type=int, default=8)
     parser.add_argument("--subject", default="SIM01")
+    parser.add_argument("--exact", action="store_true")
     arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     ds = datasets.load("fireside")
     encoder = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu")
     print(f"simulated subjects; default window {DEFAULT_WINDOW:g} s, hop {DEFAULT_HOP:g} s")
@@ -164,8 +191,13 @@ def main():
     if "speed" in arguments.parts:
         print(speed(encoder, ds).to_string(index=False), flush=True)
     if "scores" in arguments.parts:
-        table = scores(encoder, ds, arguments.subject, n_stories=arguments.stories)
-        print(against_exact(table, "region"), against_exact(table, "layer"), sep="\n", flush=True)
+        for model in EMBEDDED:
+            exact = arguments.exact and model == "wavlm-pico"
+            options = {"n_stories": arguments.stories, "exact": exact}
+            table = scores(model, ds, arguments.subject, **options)
+            print(model, by_setting(table, "region"), by_setting(table, "layer"), sep="\n")
+    if "padding" in arguments.parts:
+        print(padding(ds, arguments.subject).round(3).to_string(), flush=True)
     if "steps" in arguments.parts:
         print(steps(encoder, ds).to_string(index=False), flush=True)
 

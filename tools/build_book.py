@@ -165,18 +165,37 @@ def embedded_model() -> dict:
     folder = ROOT / "brainlib" / "assets" / "wavlm-pico"
     log = json.loads((folder / "training.json").read_text())
     scores = json.loads((folder / "evaluation.json").read_text())
-    levels = scores["share_of_ceiling"]
-    random = scores["random_weights_best_layer"]
-    rows = [[i, *(f"{v:.2f}" for v in row)] for i, row in enumerate(zip(*levels.values()))]
-    rows.append(["random weights, best layer", *(f"{random[k]:.2f}" for k in levels)])
     phonemes = scores["phoneme_accuracy"].items()
     return {
-        "PICO_TABLE": markdown_table(["layer", *levels], rows),
+        "MODELS_TABLE": level_table(scores["models"]),
         "PICO_LAYER": scores["probe_layer"],
         "PICO_PHONEMES": ", ".join(f"{v:.2f} ({k})" for k, v in phonemes),
+        "PICO_MEANING": f"{best_beyond(scores, 'wavlm-pico'):.2f}",
+        "WHISPER_MEANING": f"{best_beyond(scores, 'whisper-tiny.en'):.2f}",
         "PICO_HOURS": log["hours_of_speech"],
         "PICO_MINUTES": f"{log['curve'][-1]['minutes']:.0f}",
     }
+
+
+def best_beyond(kept: dict, model: str, level: str = "meaning") -> float:
+    """What a model's best layer adds to low-level features in the voxels of a level (tools/check_pico.py)."""
+    return max(kept["models"][model]["beyond_low_level"][level])
+
+
+def level_table(models: dict) -> str:
+    """Scores of tools/check_pico.py: a row per model and layer, the correlation without noise and what is beyond low-level."""
+    alone = next(iter(models.values()))["low_level"]
+    rows = [["low-level features", "", *(f"{r[0]:.2f}" for r in alone.values()), "", ""]]
+    for name, scores in models.items():
+        columns = [*scores["noise_free"].values()]
+        columns += [scores["beyond_low_level"][level] for level in ("meaning", "context")]
+        layers = range(len(columns[0]))
+        if name == "random weights":  # its layers are alike
+            columns, layers = [[max(column)] for column in columns], ["best"]
+        for layer, numbers in zip(layers, zip(*columns)):
+            rows.append([name, layer, *(f"{r:z.2f}" for r in numbers)])
+    beyond = ["meaning, beyond", "context, beyond"]
+    return markdown_table(["features", "layer", *alone, *beyond], rows)
 
 
 def recordings() -> dict:

@@ -303,7 +303,7 @@ A WavLM of 3.1 M parameters (slim convolutional front 32-48-64-96-96-96-96, widt
   Kokoro-82M and hibari (Apache-2.0), the four voices of fireside among them; resampled copies make more. No fireside story.
 - **Compute**: {step} steps of six 6-s crops, AdamW, {minutes} minutes of wall time on two shared CPU cores. Held-out loss
   at the end: {held_out} (1 is the variance of the targets). The curve is in `training.json`.
-- **How it does** on the simulated subjects of *fireside*, layer by layer, and in reading phonemes: `evaluation.json`.
+- **How it does** on a simulated subject of *fireside*, layer by layer, and in reading phonemes: below, and in `evaluation.json`.
 - **Made by** `tools/train_pico.py`, seeded; resumable.
 - **Licence**: MIT, as its teacher.
 
@@ -323,6 +323,9 @@ states = model(**inputs.to(model.dtype)).last_hidden_state  # the extractor give
 **What it is not.** A research toy, not a product: it was made so that a book can be built without a download. It is not self-supervised
 (its targets come from a model trained on transcripts), it has heard only synthetic voices, and what it scores says
 nothing about WavLM, wav2vec 2.0 or Whisper.
+
+<!-- evaluation -->
+<!-- end of evaluation -->
 """
 
 
