@@ -353,9 +353,9 @@ def _rows(target, states, low, alone):
     """The rows of `evaluate` for a subject and a layer; `alone` is what the low-level features `low` predict."""
     r, score = target.score(_predict(states, target.responses, target.stories)[0])
     table = pd.DataFrame({name: int(m.sum()) for name, m in target.masks.items()}, ["n_voxels"]).T
-    table["r"] = r.iloc[-1]
+    table["r"] = r.mean()
     table["n_kept"] = [int((mask & target.kept).sum()) for mask in target.masks.values()]
-    table["normalised"], table["normalised_margin"] = score.iloc[-1], _margin(score)
+    table["normalised"], table["normalised_margin"] = score.mean(), _margin(score)
     if low is not None:
         groups = [next(iter(x.values())).shape[1] for x in (states, low)]
         joint = {s: np.hstack([states[s], low[s]]) for s in states}
@@ -363,14 +363,14 @@ def _rows(target, states, low, alone):
         both = [np.where(cv_score > alone[1], *pair) for pair in zip(both, alone[0])]
         by_low = target.score(alone[0])[1]
         gain = target.score(both)[1] - by_low
-        table["low_level"] = by_low.iloc[-1]
-        table["beyond_low_level"], table["beyond_margin"] = gain.iloc[-1], _margin(gain)
+        table["low_level"] = by_low.mean()
+        table["beyond_low_level"], table["beyond_margin"] = gain.mean(), _margin(gain)
     return table
 
 
 def _margin(table):
-    """Half of the 95 % interval over the stories, which are all rows but the last."""
-    spread = interval(table.iloc[:-1])
+    """Half of the 95 % interval over the stories, one per row."""
+    spread = interval(table)
     return spread["high"] - spread["mean"]
 
 
@@ -412,9 +412,8 @@ class _Target:
         )
 
     def score(self, predicted):
-        """Means by region of r and of the normalised correlation: a row per story, and a last one for all end to end."""
-        together = correlation(np.concatenate(self.y), np.concatenate(predicted))
-        r = np.vstack([by_story(self.y, predicted), together])
+        """Means by region of r and of the normalised correlation, a row per story."""
+        r = by_story(self.y, predicted)
         scaled = normalised(r, self.ceiling, kept=self.kept)
         return by_region(r, self.masks), by_region(scaled, self.masks)
 

@@ -11,10 +11,11 @@ from brainlib import lowlevel
 from brainlib.encoding import RidgeEncoder
 from brainlib.timing import downsample
 
-from .levels import LEVELS, log_rank
+from .levels import LEVELS, log_rank, word_vectors
 from .simulation import level_features
 
 PURE = 0.97  # voxels count as a level's where it has at least this share of the signal
+LONG = "word vectors, 0 to 20 s"
 RATES = ("wordrate", "phonemerate")
 SOUNDS = ("mel", "articulation", "phonemes")
 
@@ -31,13 +32,14 @@ def bounds(ds, subject: str) -> pd.DataFrame:
     Returns
     -------
     table : DataFrame
-        One row per kind of `voxels` (a level that the subject has) and of `features` ("rates", "all lower levels", "meaning", "context",
-        "its own"): `n_voxels`, `r` (mean Pearson correlation over voxels and over the validation and test stories),
+        One row per kind of `voxels` (a level that the subject has) and of `features` ("rates", "all lower levels",
+        "meaning", "context", `LONG`, "its own"): `n_voxels`, `r` (Pearson correlation over the validation and test stories; mean over voxels of its
+        size, of its value where the features are its own),
         `limit`: what `r` must stay below, or reach where the features are its own.
 
     Notes
     -----
-    A `RidgeEncoder` with delays of 1 to 4 TRs, fitted on the training stories. Lower levels of phonetic voxels are the
+    A `RidgeEncoder` with delays of 1 to 4 TRs (`LONG`: 0 to 10), fitted on the training stories. Lower levels of phonetic voxels are the
     mel spectrum; of meaning and context the mel spectrum, phonemes and their articulation, rates of words and phonemes,
     and length, duration and frequency of words.
     """
@@ -50,6 +52,7 @@ def bounds(ds, subject: str) -> pd.DataFrame:
         ("meaning", "context", ["context"], 0.45),
         ("context", "all lower levels", low, 0.10),
         ("context", "meaning", ["meaning"], 0.45),
+        ("context", LONG, ["word vectors"], 0.20),
         *((level, "its own", [level], 0.90) for level in LEVELS),
     ]
     rows = []
@@ -62,8 +65,10 @@ def bounds(ds, subject: str) -> pd.DataFrame:
         train, held_out = ds.split["train"], ds.split["val"] + ds.split["test"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without noise the smallest penalty is often right
-            model = RidgeEncoder().fit([x[s] for s in train], [y[s] for s in train])
+            delays = range(11) if name == LONG else (1, 2, 3, 4)
+            model = RidgeEncoder(delays=delays).fit([x[s] for s in train], [y[s] for s in train])
         r = model.score([x[s] for s in held_out], [y[s] for s in held_out])
+        r = r if name == "its own" else np.abs(r)
         rows.append((level, name, len(voxels), float(r.mean()), limit))
     return pd.DataFrame(rows, columns=["voxels", "features", "n_voxels", "r", "limit"])
 
@@ -74,6 +79,9 @@ def _features(story, parts, subject):
     for part in parts:
         if part in LEVELS:
             out.append(level_features(story, part, subject=subject))
+        elif part == "word vectors":
+            both = [word_vectors(story, which) for which in ("planted", "other")]
+            out += [downsample(values, times, story.tr_times) for values, times in both]
         elif part == "word form":
             words = story.words
             form = [

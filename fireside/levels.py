@@ -1,8 +1,8 @@
 """What drives a simulated cortex: four levels of the speech, each of them what the levels below cannot explain.
 
 acoustic: spectral shape and envelope; phonetic: articulation beyond acoustics; meaning: word vectors beyond acoustics,
-articulation, rates, and the length, duration and frequency of words; context: what the last sentences were about, beyond
-all of these. "Beyond" is linear: a regression on the lower levels, as they look after the haemodynamic response, is taken
+articulation, rates, and the length, duration and frequency of words; context: how far each word agrees with what the last
+sentences were about, beyond all of these. "Beyond" is linear: a regression on the lower levels, as they look after the haemodynamic response, is taken
 away. It is fitted on the training stories alone, so the other stories can show whether it holds.
 """
 
@@ -179,18 +179,17 @@ def sentence_of_words(name: str) -> np.ndarray:
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
-def _topic(name: str, values) -> np.ndarray:
-    """Sum of the word vectors of the last sentences over the root of their number, held through each sentence: (n_times, k)."""
-    story = embedded_story(name)
+def _agreement(name: str, values) -> np.ndarray:
+    """Word vectors times the mean vector of the last sentences, dimension by dimension: (n_words, k).
+
+    Large where a word goes on with what was talked of, negative where it turns away; zero in the first sentence. A product,
+    so no linear filter of the word vectors gives it.
+    """
     sentence = sentence_of_words(name)
-    start = (lowlevel.middles(story.words) * RATE_HZ).astype(int)
-    topic = np.zeros((_n_times(story), values.shape[1]), np.float32)
+    before = np.zeros_like(values)
     for i in range(1, sentence[-1] + 1):
-        before = values[(sentence >= i - SENTENCES) & (sentence < i)]
-        inside = start[sentence == i]
-        end = start[sentence == i + 1][:1] if i < sentence[-1] else inside[-1:] + RATE_HZ
-        topic[inside[0] : end[0]] = before.sum(0) / np.sqrt(len(before))
-    return topic
+        before[sentence == i] = values[(sentence >= i - SENTENCES) & (sentence < i)].mean(0)
+    return values * before
 
 
 # ------------------------------------------------------------------ what lies beyond the lower levels
@@ -297,22 +296,28 @@ def driving_features(code: bool = False) -> dict[str, dict[str, np.ndarray]]:
     -------
     features : dict by level of dicts by story of arrays of shape (n_times, n_dimensions)
     """
-    sounds = _sounds()
-    meaning, topic = {}, {}
+    sounds, below = _sounds(), {}
+    meaning, context = {}, {}
     for name in story_names():
         story = embedded_story(name)
         values, times = word_vectors(story)
-        if code:
+        below[name] = [sounds["below meaning"][name]]
+        if (
+            code
+        ):  # of the true vectors nothing must be left in it, however often a few words are said
+            true = np.hstack([values, word_vectors(story, "other")[0]])
+            below[name].append(_on_grid(true, times, _n_times(story)))
             values = np.stack([_code()[w.lower()] for w in story.words.text])
+        below[name] = np.hstack(below[name])
         meaning[name] = _on_grid(values, times, _n_times(story))
-        topic[name] = _topic(name, values)
-    meaning = _less_mean(meaning, {s: _raw(s)["rates"][:, :1] for s in meaning})
-    below = sounds["below meaning"]
+        context[name] = _on_grid(_agreement(name, values), times, _n_times(story))
+    rates = {s: _raw(s)["rates"][:, :1] for s in meaning}
+    meaning, context = _less_mean(meaning, rates), _less_mean(context, rates)
     features = {
         "acoustic": sounds["acoustic"],
         "phonetic": sounds["phonetic"],
         "meaning": _beyond(meaning, below),
-        "context": _beyond(topic, {s: np.hstack([below[s], meaning[s]]) for s in topic}),
+        "context": _beyond(context, {s: np.hstack([below[s], meaning[s]]) for s in context}),
     }
     for by_story in features.values():
         driven = np.concatenate([through_hrf(by_story[s], s).mean(0) for s in training_stories()])

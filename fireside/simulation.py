@@ -286,7 +286,7 @@ def _signals(subject: str, foreign: frozenset):
 
 
 def best_transfer(source: str, target: str) -> np.ndarray:
-    """The highest correlation with a subject's noise-free responses that the features of another allow.
+    """The correlation with a subject's noise-free responses that the features of another allow, as they are dealt out.
 
     Parameters
     ----------
@@ -298,6 +298,7 @@ def best_transfer(source: str, target: str) -> np.ndarray:
     r : array of shape (n_voxels,)
         Of the target's voxels, over all stories; 0 where nothing drives them. Features in common are the dimensions that
         all subjects share; meaning and context of SIMCODE, and those that SIMLOW and SIMNOISE lack, are nobody else's.
+        Nominal: dimensions of one's own that happen to be alike can add a hundredth or two.
     """
     for subject in (source, target):
         if subject not in (*SUBJECTS, *FOOLING):

@@ -136,7 +136,9 @@ def test_on_the_noise_subject_the_permutation_test_keeps_its_level(fireside_root
         [X[s] for s in train], [null.responses("SIMNOISE", s) for s in train]
     )
     y = np.concatenate([null.responses("SIMNOISE", s) for s in test])
-    p = encoding.permutation_test(y, np.concatenate(model.predict([X[s] for s in test])))
+    lengths = [len(X[s]) for s in test]
+    y_hat = np.concatenate(model.predict([X[s] for s in test]))
+    p = encoding.permutation_test(y, y_hat, lengths=lengths)
     assert 0.03 <= np.mean(p <= 0.05) <= 0.07
     assert np.mean(encoding.fdr(p) <= 0.05) < 0.01
 
