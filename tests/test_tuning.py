@@ -337,14 +337,19 @@ def test_a_schedule_rises_to_one_and_falls_to_nothing(schedule):
 
 # ------------------------------------------------------------------ precomputed runs
 def test_precomputed_runs_are_of_this_code_and_model(ds):
-    """What notebook 3 shows from results/ was made with these recipes, this model and this simulation, and is complete."""
+    """What notebook 3 shows from results/ was made with these recipes, this model and this simulation.
+
+    Seeds and controls may be missing: the notebook says which. The untuned model and a run of each recipe may not.
+    """
     import tune_grid
 
     recorded = results.load_results(ROOT / "results" / "tuning").set_index("about.condition")
     wanted = tune_grid.conditions()
-    assert set(wanted) == set(recorded.index)
-    pico = SpeechEncoder.from_pretrained("wavlm-pico", device="cpu").fingerprint()
-    for name, condition in wanted.items():
+    recipes_alone = {"pretrained", "brainwavlm-quick", "braintuning-quick", "whole cortex"}
+    assert recipes_alone <= set(recorded.index) <= set(wanted)
+    whisper = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu").fingerprint()
+    for name in recorded.index:
+        condition = wanted[name]
         recipe = condition.recipe
         about = {
             "recipe_hash": recipe.hash(),
@@ -355,7 +360,7 @@ def test_precomputed_runs_are_of_this_code_and_model(ds):
         assert results.matches(
             recorded.file[name],
             dataset=ds,
-            model=pico,
+            model=whisper,
             seed=recipe.seed,
             stories=tune_grid.STORIES,
             **about,
