@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import fireside
-from brainlib import datasets
+from brainlib import datasets, lowlevel
+from brainlib.encoding import RidgeEncoder
 from brainlib.runtime import atomic, cache_dir
 from fireside import levels, simulation, topography
 from fireside.bounds import PURE
@@ -104,7 +105,7 @@ def of_vectors() -> dict:
     """How the word vectors that drive subjects and the others go together, over tokens and over types."""
     tokens = [w.lower() for s in levels.story_names() for w in levels.embedded_story(s).words.text]
     types = sorted(set(tokens))
-    probe = sorted({w for row in probe_sentences() for w in row})
+    probe = sorted(set(fireside.probe_set()[1].word))
     driving, other = both_vectors(types)
     r_types = correlations(driving, other)
     folds = np.arange(len(types)) % 10
@@ -145,29 +146,21 @@ def ridge(x, y):
     return RidgeCV(np.logspace(-2, 5, 15)).fit(x, y)
 
 
-def probe_sentences() -> list[dict[str, str]]:
-    """{target word: category} of each sentence of the probe set."""
-    lines = (simulation.ASSETS / "probe" / "sentences.tsv").read_text().splitlines()[1:]
-    return [dict(w.split(":") for w in line.split("\t")[1].split()) for line in lines]
-
-
 def of_probe_set() -> dict:
-    import soundfile
-
-    sentences = probe_sentences()
-    words = {word: category for row in sentences for word, category in row.items()}
-    sounds = sorted((simulation.ASSETS / "probe").glob("*.ogg"))
+    stories, words = fireside.probe_set()
     return {
-        "PROBE_SENTENCES": len(sentences),
-        "PROBE_WORDS": len(words),
-        "PROBE_CATEGORIES": len(set(words.values())),
-        "PROBE_MINUTES": f"{sum(soundfile.info(s).duration for s in sounds) / 60:.0f}",
+        "PROBE_SENTENCES": words.sentence.nunique(),
+        "PROBE_WORDS": words.word.nunique(),
+        "PROBE_CATEGORIES": words.category.nunique(),
+        "PROBE_VOICES": len(stories),
+        "PROBE_MINUTES": f"{sum(story.duration for story in stories.values()) / 60:.0f}",
     }
 
 
 # ------------------------------------------------------------------ subjects
 def of_subjects(ds) -> dict:
     truth = ds.truth(SUBJECT)
+    code = datasets.load("fireside", root=ds.root, subjects="SIMCODE")
     driven = truth.snr > 0
     best = np.sqrt(truth.shared[driven]).groupby(truth.level[driven]).mean()
     return {
@@ -176,6 +169,8 @@ def of_subjects(ds) -> dict:
         "SAME_LEVEL": percent(same_level()),
         "BEST_TRANSFER": ", ".join(f"{best[level]:.2f} ({level})" for level in fireside.LEVELS),
         "BOUNDS_TABLE": bounds_table(fireside.bounds(ds, SUBJECT)),
+        "GROUPS_MEANING": f"{r_of_phoneme_groups(ds, SUBJECT):.2f}",
+        "GROUPS_CODE": f"{r_of_phoneme_groups(code, 'SIMCODE'):.2f}",
     }
 
 
@@ -187,6 +182,18 @@ def same_level() -> float:
         maps.append(np.where(place["snr"] > 0, place["shares"].argmax(0), -1))
     pairs = itertools.combinations(maps, 2)
     return float(np.mean([np.mean((a == b)[(a >= 0) & (b >= 0)]) for a, b in pairs]))
+
+
+def r_of_phoneme_groups(ds, subject: str) -> float:
+    """Mean r of pairs and triples of phonemes with noise-free voxels of meaning, on stories not fitted on."""
+    truth = ds.truth(subject)
+    voxels = np.flatnonzero((truth.meaning > PURE) & (truth.snr > 0))
+    names = ("diphones", "triphones")
+    x = {s: lowlevel.low_level(ds.story(s), names) for s in ds.stories}
+    y = {s: ds.responses(subject, s, voxels=voxels, noise_free=True) for s in ds.stories}
+    train, held_out = ds.split["train"], ds.split["val"] + ds.split["test"]
+    model = RidgeEncoder().fit([x[s] for s in train], [y[s] for s in train])
+    return float(model.score([x[s] for s in held_out], [y[s] for s in held_out]).mean())
 
 
 def bounds_table(bounds) -> str:
