@@ -98,18 +98,18 @@ if __name__ == "__main__":
         )
         return f"mean r {scores[last].mean():.4f}"
 
-    print("pretrained", score(SpeechEncoder.from_pretrained()), flush=True)
+    print("pretrained", score(SpeechEncoder.from_pretrained("wavlm-pico")), flush=True)
     with settled() as memory:
         start = time.perf_counter()
         trained = fields_way(ds, options.subject, stories, voxels, options.epochs)
         spent = time.perf_counter() - start
-    plain = SpeechEncoder.from_pretrained()
+    plain = SpeechEncoder.from_pretrained("wavlm-pico")
     plain.model.load_state_dict(trained.state_dict())
     print(
         f"field's way: {spent / hours:.0f} s an hour of speech and epoch, {memory.peak:.0f} MB; {score(plain)}",
         flush=True,
     )
-    encoder = SpeechEncoder.from_pretrained()
+    encoder = SpeechEncoder.from_pretrained("wavlm-pico")
     with settled() as memory:
         start = time.perf_counter()
         BrainTuner(encoder, recipe).fit(

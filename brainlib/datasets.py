@@ -241,7 +241,8 @@ class Responses(Tree):
         """
         if noise_free:
             self._check_simulated("noise-free responses are")
-            return self._read(subject, story, "noise_free", voxels)[0]
+            signal, _ = self._read(subject, story, "noise_free", voxels)
+            return self._zscored(signal, subject, story)
         if repeats is not None:
             mean = self.repeats(subject, story, voxels=voxels)[repeats].mean(0)
             return self._zscored(mean, subject, story)

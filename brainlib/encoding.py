@@ -41,7 +41,8 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     ----------
     best_alphas_ : array of shape (n_voxels,)
     cv_scores_ : array of shape (n_voxels,)
-        Mean cross-validated R2 at the chosen penalty; NaN where `alphas` is a single value, which is not searched.
+        Mean cross-validated R2 at the chosen penalty; NaN where `alphas` is a single value, which is not searched, and
+        in voxels that never change.
     coef_ : array of shape (n_delays * n_features, n_voxels)
         Block d holds the weights at ``delays[d]``. In the kernel form it is computed when asked for.
     edges_ : tuple of two floats
@@ -141,14 +142,15 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
                 losses = sum(fold.losses(y, alphas) for fold in held_out) / len(held_out)
                 loss, best = losses.min(0)
                 self.best_alphas_[batch] = alphas[best.cpu().numpy()]
-                variance = y.var(0, correction=0).clamp(min=1e-12)
+                variance = y.var(0, correction=0)
+                variance[variance < 1e-12] = torch.nan  # nothing to predict
                 self.cv_scores_[batch] = (1 - loss / variance).cpu().numpy()
             chosen = torch.from_numpy(self.best_alphas_[batch]).to(values)
             shrunk = (project.T @ y).div_(values[:, None] + chosen)
             self._solution[:, batch] = (vectors @ shrunk).cpu().numpy()
 
     def _warn_at_edges(self, alphas, top):
-        searched = self.cv_scores_ < 1  # not where there is one penalty, or nothing to predict
+        searched = np.isfinite(self.cv_scores_)
         lower, upper = (
             float(np.mean(searched & np.isclose(self.best_alphas_, alphas[end]))) for end in (0, -1)
         )

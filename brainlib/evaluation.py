@@ -332,7 +332,7 @@ def evaluate(
     stories = [*(train or ds.split["train"]), *ds.split[on]]
     ds.fetch(subjects, stories, what=["stimuli", "responses"])
     states = _states(encoder, ds, stories=stories, layers=layers, **settings)
-    low = _low_level(ds, stories) if beyond_low_level else None
+    low = _low_level(ds, stories, settings.get("kernel", "lanczos")) if beyond_low_level else None
     tables = {}
     for subject in subjects:
         options = {"on": on, "repeats": repeats, "noise_free": noise_free}
@@ -343,10 +343,12 @@ def evaluate(
     return pd.concat(tables, names=["subject", "layer", "region"]).reset_index()
 
 
-def _low_level(ds, stories):
+def _low_level(ds, stories, kernel):
     """Low-level features at TRs, by story; mel alone where not every story has words."""
     names = lowlevel.LOW_LEVEL if all(ds.has_words(s) for s in stories) else ("mel",)
-    return {s: lowlevel.low_level(ds.story(s), names) for s in dict.fromkeys(stories)}
+    return {
+        s: lowlevel.low_level(ds.story(s), names, kernel=kernel) for s in dict.fromkeys(stories)
+    }
 
 
 def _rows(target, states, low, alone):

@@ -163,9 +163,9 @@ def middles(table) -> np.ndarray:
     return (table.start.to_numpy(float) + table.end.to_numpy(float)) / 2
 
 
-def low_level(story, names=LOW_LEVEL) -> np.ndarray:
-    """Low-level features of a story side by side, at its TRs: (n_trs, n_features), float32."""
-    return np.hstack([feature_space(story, name) for name in names])
+def low_level(story, names=LOW_LEVEL, *, kernel: str = "lanczos") -> np.ndarray:
+    """Low-level features of a story side by side, at its TRs: (n_trs, n_features), float32. See `feature_space`."""
+    return np.hstack([feature_space(story, name, kernel=kernel) for name in names])
 
 
 def feature_space(story, name: str, *, kernel: str = "lanczos") -> np.ndarray:

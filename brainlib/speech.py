@@ -84,7 +84,7 @@ class SpeechEncoder:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = "wavlm-pico",
+        name: str = "whisper-tiny.en",
         device: str | None = None,
         *,
         random_weights: bool = False,

@@ -302,9 +302,8 @@ def driving_features(code: bool = False) -> dict[str, dict[str, np.ndarray]]:
         story = embedded_story(name)
         values, times = word_vectors(story)
         below[name] = [sounds["below meaning"][name]]
-        if (
-            code
-        ):  # of the true vectors nothing must be left in it, however often a few words are said
+        if code:
+            # of the true vectors nothing must be left in it, however often a few words are said
             true = np.hstack([values, word_vectors(story, "other")[0]])
             below[name].append(_on_grid(true, times, _n_times(story)))
             values = np.stack([_code()[w.lower()] for w in story.words.text])
@@ -319,11 +318,16 @@ def driving_features(code: bool = False) -> dict[str, dict[str, np.ndarray]]:
         "meaning": _beyond(meaning, below),
         "context": _beyond(context, {s: np.hstack([below[s], meaning[s]]) for s in context}),
     }
-    for by_story in features.values():
-        driven = np.concatenate([through_hrf(by_story[s], s).mean(0) for s in training_stories()])
-        for name in by_story:
-            by_story[name] = by_story[name] / driven.std(0)
-    return features
+    return {level: _unit_variance(by_story) for level, by_story in features.items()}
+
+
+def _unit_variance(values: dict) -> dict[str, np.ndarray]:
+    """Scaled so that the training stories' variance is one after the haemodynamic response; not to be written to."""
+    driven = np.concatenate([through_hrf(values[s], s).mean(0) for s in training_stories()])
+    scaled = {s: v / driven.std(0) for s, v in values.items()}
+    for array in scaled.values():
+        array.setflags(write=False)
+    return scaled
 
 
 def unheard_share(stories) -> float:

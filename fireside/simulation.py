@@ -94,12 +94,18 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
     root = Path(root) if root else cache_dir("fireside", noise)
     _lay_out(root, noise)
     for subject in subjects:
-        if subject not in (*SUBJECTS, *FOOLING):
-            raise KeyError(f"fireside has no subject {subject!r}; it has {[*SUBJECTS, *FOOLING]}")
-        target = root / DERIVATIVE / RESPONSES / subject
-        if not target.is_dir():  # written last of a subject's files, and by one rename
-            _build_subject(root, subject, noise, target)
+        _check_subject(subject)
+        if not _is_whole(root, subject):
+            _build_subject(root, subject, noise, root / DERIVATIVE / RESPONSES / subject)
     return root
+
+
+def _is_whole(root, subject) -> bool:
+    """Whether all files of a subject are there; each is written under another name and renamed."""
+    folder = root / DERIVATIVE
+    tables = [folder / part / f"{subject}.npz" for part in ("truth", "rois", "fsaverage5")]
+    files = [folder / RESPONSES / subject / f"{name}.hf5" for name in story_names()]
+    return all(path.exists() for path in tables + files)
 
 
 @lru_cache(maxsize=1)
@@ -122,9 +128,11 @@ def _lay_out(root: Path, noise: str):
     if present == description:
         return
     name, level = present.get("Name"), present.get("NoiseLevel")
-    if path.exists() and (name, level) != ("fireside", noise):
+    others = [p.name for p in root.glob("[!.]*")] if not present else []
+    if others or (present and (name, level) != ("fireside", noise)):
         raise ValueError(
-            f"{root} holds {name!r} at noise {level!r}; expected an empty folder or fireside at {noise!r}"
+            f"{root} holds {name!r} at noise {level!r} {others[:3]}; expected an empty folder or "
+            f"fireside at {noise!r}"
         )
     for folder in (RESPONSES, "truth", "rois", "fsaverage5") if present else ():  # older version
         shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
@@ -169,6 +177,11 @@ def _seed(*words) -> np.random.Generator:
     )
 
 
+def _check_subject(subject):
+    if subject not in (*SUBJECTS, *FOOLING):
+        raise KeyError(f"fireside has no subject {subject!r}; it has {[*SUBJECTS, *FOOLING]}")
+
+
 def dimensions(level: str, subject: str | None = None) -> list[int]:
     """Which dimensions of a level drive a subject: those common to all, then its own; of all subjects if left out.
 
@@ -179,6 +192,7 @@ def dimensions(level: str, subject: str | None = None) -> list[int]:
     shared, private = N_SHARED[level], N_PRIVATE[level]
     if subject is None:
         return list(range(shared + N_SUBJECTS * private))
+    _check_subject(subject)
     first = shared + SUBJECTS.index(subject) * private if subject in SUBJECTS else shared
     return [*range(shared), *range(first, first + private * (subject in SUBJECTS))]
 
@@ -301,8 +315,7 @@ def best_transfer(source: str, target: str) -> np.ndarray:
         Nominal: dimensions of one's own that happen to be alike can add a hundredth or two.
     """
     for subject in (source, target):
-        if subject not in (*SUBJECTS, *FOOLING):
-            raise KeyError(f"fireside has no subject {subject!r}; it has {[*SUBJECTS, *FOOLING]}")
+        _check_subject(subject)
     if source == target:
         return (_topography(target, "clean")["snr"] > 0).astype(float)
     lacking = {"SIMCODE": LEVELS[2:], "SIMLOW": LEVELS[2:], "SIMNOISE": LEVELS}
@@ -331,7 +344,7 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     with atomic(target) as folder:
         folder.mkdir()
         for name in story_names():
-            clean = total[start : start + len(embedded_story(name).tr_times)]
+            clean = total[start : start + len(embedded_story(name).tr_times)] * (snr > 0)
             start += len(clean)
             rng = _seed(noise, subject, name)
             repeats = [

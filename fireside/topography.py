@@ -30,15 +30,11 @@ REGIONS = {
     "PCC (A)": ((-8, -56, 26), 24, 0.9, (0.0, 0.0, 0.0, 1.0), "precuneus"),
     "calcarine (P)": ((-8, -81, 7), 26, 0.0, (0.0, 0.0, 0.0, 0.0), "visual"),
 }
-RIGHT = (
-    0.75  # strength of the right hemisphere beyond auditory cortex: language is left-lateralised
-)
-
-
-SHIFT_MM, SCALE = (
-    4.0,
-    0.15,
-)  # spread over subjects of a region's centre (each axis), and of the log of its reach
+# Strength of the right hemisphere beyond auditory cortex: language is left-lateralised.
+RIGHT = 0.75
+# Spread over subjects of a region's centre along each axis, and of the log of its reach.
+SHIFT_MM = 4.0
+SCALE = 0.15
 
 
 @lru_cache(maxsize=1)

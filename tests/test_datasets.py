@@ -375,15 +375,16 @@ def test_fillers_are_dropped_whole_with_or_without_braces(tmp_path, label):
     assert files.read_textgrid(path)["words"].text.tolist() == ["spoon"]
 
 
-def test_noise_free_responses_are_read_as_they_are_and_never_of_recordings(simulated, tree):
+def test_noise_free_responses_are_z_scored_like_all_others_and_never_of_recordings(simulated, tree):
     path = simulated.root / "derivative/preprocessed_data/S1/a.hf5"
-    signal = np.random.default_rng(0).standard_normal((40, 5)) * [1, 1, 1, 1, 0]
+    signal = zscored(np.random.default_rng(0).standard_normal((40, 5))) * [1, 1, 1, 1, 0]
     write_responses(path, signal, noise_free=signal)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read = simulated.responses("S1", "a", noise_free=True)
         some = simulated.responses("S1", "a", voxels=[4, 1], noise_free=True)
-    np.testing.assert_array_equal(read, signal.astype(np.float32))
+    np.testing.assert_allclose(read, signal, atol=1e-5)
+    assert not read[:, 4].any()  # nothing drives it
     np.testing.assert_array_equal(some, read[:, [4, 1]])
     write_responses(path, signal)
     with pytest.raises(ValueError, match="keys .'data'.; expected 'noise_free'"):

@@ -189,6 +189,43 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
         datasets.load("fireside", root=tmp_path, noise="loud")
 
 
+def test_a_folder_without_a_description_keeps_its_files(tmp_path):
+    (tmp_path / "stimuli").mkdir()
+    (tmp_path / "stimuli/deepend.ogg").write_text("mine")
+    with pytest.raises(ValueError, match="expected an empty folder or fireside"):
+        datasets.load("fireside", root=tmp_path)
+    assert (tmp_path / "stimuli/deepend.ogg").read_text() == "mine"
+
+
+def test_a_subject_that_lost_a_file_is_built_anew(ds, fireside_root):
+    truth = ds.truth("SIM02")
+    lost = [
+        fireside_root / "clean/derivative/rois/SIM02.npz",
+        fireside_root / f"clean/derivative/preprocessed_data/SIM02/{ds.stories[0]}.hf5",
+    ]
+    before = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    again = datasets.load("fireside", root=fireside_root / "clean", subjects="SIM02")
+    assert again.truth("SIM02").equals(truth)
+    assert [path.read_bytes() for path in lost] == before
+
+
+def test_features_do_not_depend_on_what_was_asked_for_before():
+    first = {s: x.copy() for s, x in fireside.driving_features()["acoustic"].items()}
+    fireside.driving_features(True)
+    fireside.levels.driving_features.cache_clear()
+    again = fireside.driving_features()["acoustic"]
+    assert all(np.array_equal(first[s], again[s]) for s in first)
+    with pytest.raises(ValueError, match="read-only"):
+        again[next(iter(again))][0] = 0
+
+
+def test_an_unknown_subject_has_no_features(ds):
+    with pytest.raises(KeyError, match="no subject 'sim01'"):
+        fireside.level_features(ds.story(ds.stories[0]), "meaning", subject="sim01")
+
+
 def test_the_haemodynamic_response_peaks_at_the_given_time_and_sums_to_one():
     for peak in (4.0, 6.0):
         shape = fireside.hrf(peak)
