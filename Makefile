@@ -1,7 +1,7 @@
 # make book   every notebook with papermill on the embedded data, then the site in _build/html
 # make test   the tests (fast, offline, no GPU)
 # make lab    JupyterLab on the notebooks, in the same environment
-# make runs   the tuning runs that notebook 3 compares (about 80 minutes on one core), into results/
+# make runs   the tuning runs that notebook 3 compares (an hour or more on one core), into results/
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
 PYTHON ?= python3

@@ -308,7 +308,7 @@ _QUICK = {
     "delays": (1, 2, 3, 4),
     "layer": -1,
     "trs_per_step": 50,
-    "voxels": "ceiling > 0.2",
+    "voxels": "ceiling > 0.5",
     "clip_norm": 1.0,
     "patience": 0,
     "warm_start": True,

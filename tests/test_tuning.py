@@ -354,7 +354,6 @@ def test_precomputed_runs_are_of_this_code_and_model(ds):
         about = {
             "recipe_hash": recipe.hash(),
             "recipe_base_hash": RECIPES[recipe.name].hash(),
-            "tuned_voxels": condition.voxels,
             "control": condition.control,
         }
         assert results.matches(

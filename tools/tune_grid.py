@@ -1,6 +1,6 @@
 """Train what notebook 3 compares and cannot train while you read: one small JSON per run in ``results/tuning``.
 
-    python tools/tune_grid.py [--only NAME] [--part 0/2] [--model wavlm-pico] [--subject SIM01] [--out results/tuning]
+    python tools/tune_grid.py [--only NAME] [--part 0/2] [--model whisper-tiny.en] [--subject SIM01] [--out results/tuning]
 
 A run that is there and still matches (recipe, data, model, stories) is not run again. Every run is evaluated alike: weights
 frozen, features taken anew, ridge refitted on all training stories, scored on the test stories. Adapters that later notebooks
@@ -14,10 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import fireside
-from brainlib import datasets, evaluation, lowlevel, results, runtime, timing
+from brainlib import datasets, evaluation, results, runtime
 from brainlib.recipes import RECIPES, Recipe
 from brainlib.scores import FLOOR
 from brainlib.speech import SpeechEncoder
@@ -31,10 +29,9 @@ BASE = "crossfit-quick"  # the recipe that most runs share
 
 @dataclass(frozen=True)
 class Condition:
-    """A run: recipe, a rule for the voxels tuned on, a control instead of responses, whether the adapter is kept."""
+    """A run: recipe, a control instead of the subject's responses, whether the adapter is kept."""
 
     recipe: Recipe
-    voxels: str = "all"
     control: str | None = None
     keep_adapter: bool = False
 
@@ -42,42 +39,22 @@ class Condition:
 def conditions() -> dict[str, Condition]:
     """Every run by its name."""
     base = RECIPES[BASE]
-    full = base.with_(adapter="full", lr=RECIPES["braintuning-quick"].lr)
     runs = {
         "pretrained": Condition(base.with_(adapter="none")),
         "whole cortex": Condition(base, keep_adapter=True),
-        "auditory only": Condition(base, "auditory", keep_adapter=True),
-        "left hemisphere": Condition(base, "left_hemisphere"),
-        "right hemisphere": Condition(base, "right_hemisphere"),
     }
-    for seed in (0, 1, 2):
-        if seed:  # seed 0 is "whole cortex"
-            runs[f"LoRA, seed {seed}"] = Condition(base.with_(seed=seed))
-        runs[f"full, seed {seed}"] = Condition(full.with_(seed=seed))
-    for name in ("brainwavlm-quick", "braintuning-quick", "refine-quick", "closedform-quick"):
+    for name in ("brainwavlm-quick", "braintuning-quick"):
         runs[name] = Condition(RECIPES[name])
-    for name in ("shuffled responses", "other story", "own sound", "word vectors"):
+    for name in ("shuffled responses", "other story"):
         runs[f"control: {name}"] = Condition(base, control=name)
+    for seed in (1, 2):  # seed 0 is "whole cortex"
+        runs[f"LoRA, seed {seed}"] = Condition(base.with_(seed=seed))
     return runs
 
 
-def control(ds, name):
-    """Responses to tune on instead of the subject's."""
-    if name in evaluation.CONTROLS:
-        return evaluation.CONTROLS[name](ds)
-    if name == "own sound":
-        return evaluation.from_features(ds, lambda story: lowlevel.feature_space(story, "mel"))
-    return evaluation.from_features(
-        ds, lambda story: timing.downsample(*fireside.word_vectors(story), story.tr_times)
-    )
-
-
-def voxels_to_tune(ds, subject, rule, region):
-    """Every fourth voxel whose ceiling (validation stories) the recipe asks for, in a region or all."""
-    picked = evaluation.pick_voxels(ds, subject, rule=rule)[::VOXEL_STEP]
-    if region == "all":
-        return picked
-    return np.intersect1d(picked, evaluation.pick_voxels(ds, subject, rule=region))
+def voxels_to_tune(ds, subject, rule):
+    """Every fourth voxel whose ceiling (validation stories) the recipe asks for."""
+    return evaluation.pick_voxels(ds, subject, rule=rule)[::VOXEL_STEP]
 
 
 def run(name, ds, subject, model, out):
@@ -94,7 +71,6 @@ def run(name, ds, subject, model, out):
         "model": encoder.fingerprint(),
         "subject": subject,
         "stories": STORIES,
-        "tuned_voxels": condition.voxels,
         "control": condition.control,
         "seed": recipe.seed,
     }
@@ -118,11 +94,11 @@ def run(name, ds, subject, model, out):
 
 def tune(tuner, ds, subject, condition):
     """Fit on eight stories; a control has no validation score of its own that means anything, so its last epoch counts."""
-    instead = condition.control and control(ds, condition.control)
+    instead = condition.control and evaluation.CONTROLS[condition.control](ds)
     tuner.fit(
         ds,
         subject,
-        voxels=voxels_to_tune(ds, subject, tuner.recipe.voxels, condition.voxels),
+        voxels=voxels_to_tune(ds, subject, tuner.recipe.voxels),
         responses=instead,
         stories=ds.split["train"][:STORIES],
         keep="last" if instead else "best",
@@ -134,7 +110,7 @@ def scores(encoder, ds, subject, recipe):
     """What `evaluate` says of the test stories: noisy, and of simulated subjects noise-free; alone, and beyond low-level features."""
     what = {"subjects": subject, "layers": recipe.layer % encoder.layers}
     what |= {"voxels": f"ceiling > {FLOOR}", "beyond_low_level": True}
-    windows = {"window": recipe.window, "hop": recipe.hop, "cache": recipe.adapter == "none"}
+    windows = {"window": recipe.window, "hop": recipe.hop, "cache": True}
     table = evaluation.evaluate(encoder, ds, **what, **windows)
     numbers = summary(table)
     if ds.simulated:
@@ -171,7 +147,7 @@ if __name__ == "__main__":
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--dataset", default="fireside")
     parser.add_argument("--subject", default="SIM01")
-    parser.add_argument("--model", default="wavlm-pico")
+    parser.add_argument("--model", default="whisper-tiny.en")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     mine, of = map(int, options.part.split("/"))
