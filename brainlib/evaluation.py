@@ -15,6 +15,9 @@ from .scores import FLOOR, by_region, by_story, interval, levels, normalised
 from .speech import features_at_trs
 from .timing import fir
 
+# Scores whose interval over stories `evaluate` gives, and the name of its column
+MARGINS = {"normalised": "normalised_margin", "beyond_low_level": "beyond_margin"}
+
 
 # ------------------------------------------------------------------ voxels
 def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
@@ -291,6 +294,7 @@ def evaluate(
     repeats=None,
     noise_free: bool = False,
     beyond_low_level: bool = False,
+    each_story: bool = False,
     **settings,
 ) -> pd.DataFrame:
     """Encoding scores of a speech model, one row per subject, layer and region.
@@ -315,6 +319,8 @@ def evaluate(
         Also a model of low-level features alone (`lowlevel.low_level`, or mel where stories have no words), and a joint
         one with the states, in which both groups weigh alike. A voxel takes the joint one where it is the better in
         cross-validation over the training stories: states that are of no use do no harm either.
+    each_story : bool
+        A row per `story` too, so that two models can be compared story by story; without numbers of voxels and margins.
     **settings
         `window`, `hop`, `cache`, `kernel`: see `features_at_trs`.
 
@@ -339,8 +345,9 @@ def evaluate(
         target = _Target.of(ds, subject, voxels, train=train or ds.split["train"], **options)
         alone = _predict(low, target.responses, target.stories) if low else None
         for layer in layers:
-            tables[subject, layer] = _rows(target, states[layer], low, alone)
-    return pd.concat(tables, names=["subject", "layer", "region"]).reset_index()
+            tables[subject, layer] = _rows(target, states[layer], low, alone, each_story)
+    names = ["subject", "layer", "region", *["story"] * each_story]
+    return pd.concat(tables, names=names).reset_index()
 
 
 def _low_level(ds, stories, kernel):
@@ -351,22 +358,27 @@ def _low_level(ds, stories, kernel):
     }
 
 
-def _rows(target, states, low, alone):
+def _rows(target, states, low, alone, each_story):
     """The rows of `evaluate` for a subject and a layer; `alone` is what the low-level features `low` predict."""
     r, score = target.score(_predict(states, target.responses, target.stories)[0])
-    table = pd.DataFrame({name: int(m.sum()) for name, m in target.masks.items()}, ["n_voxels"]).T
-    table["r"] = r.mean()
-    table["n_kept"] = [int((mask & target.kept).sum()) for mask in target.masks.values()]
-    table["normalised"], table["normalised_margin"] = score.mean(), _margin(score)
+    parts = {"r": r, "normalised": score}  # each of shape (n_stories, n_regions)
     if low is not None:
         groups = [next(iter(x.values())).shape[1] for x in (states, low)]
         joint = {s: np.hstack([states[s], low[s]]) for s in states}
         both, cv_score = _predict(joint, target.responses, target.stories, groups=groups)
         both = [np.where(cv_score > alone[1], *pair) for pair in zip(both, alone[0])]
-        by_low = target.score(alone[0])[1]
-        gain = target.score(both)[1] - by_low
-        table["low_level"] = by_low.mean()
-        table["beyond_low_level"], table["beyond_margin"] = gain.mean(), _margin(gain)
+        parts["low_level"] = target.score(alone[0])[1]
+        parts["beyond_low_level"] = target.score(both)[1] - parts["low_level"]
+    if each_story:
+        return pd.DataFrame(
+            {name: x.set_axis(target.stories).unstack() for name, x in parts.items()}
+        )
+    table = pd.DataFrame({name: int(m.sum()) for name, m in target.masks.items()}, ["n_voxels"]).T
+    table["n_kept"] = [int((mask & target.kept).sum()) for mask in target.masks.values()]
+    for name, x in parts.items():
+        table[name] = x.mean()
+        if name in MARGINS:
+            table[MARGINS[name]] = _margin(x)
     return table
 
 

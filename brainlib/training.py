@@ -289,7 +289,8 @@ class TuningTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Score the features as they are now on the validation stories, refit read-outs, and stop if it is time."""
         epoch = round(self.state.epoch or 0)
-        features = self.network.frozen_features()
+        with self.compute_loss_context_manager():  # in mixed precision too, where training is
+            features = self.network.frozen_features()
         if not all(np.isfinite(x).all() for x in features.values()):
             raise RuntimeError(
                 f"{self.recipe.name}: the features are not finite after epoch {epoch}; {self.progress.advice()}"

@@ -120,6 +120,11 @@ def _assets_hash() -> str:
     return f"{total:08x}"
 
 
+def version() -> str:
+    """Of the simulation and of what it reads: responses of another version are other data."""
+    return f"{VERSION}-{_assets_hash()}"
+
+
 def _lay_out(root: Path, noise: str):
     """Sound, TextGrids, scan lengths and description; responses of another version are removed, another data set is refused."""
     path = root / "dataset_description.json"
@@ -153,7 +158,7 @@ def _description(noise: str) -> dict:
         "DatasetType": "derivative",
         "License": "CC BY 4.0",
         "Simulated": True,
-        "SimulationVersion": f"{VERSION}-{_assets_hash()}",
+        "SimulationVersion": version(),
         "NoiseLevel": noise,
         "Subjects": list(SUBJECTS),
         "Split": {"train": training_stories(), "val": list(VALIDATION), "test": list(TEST)},

@@ -93,7 +93,7 @@ def test_evaluate_gives_a_row_per_subject_layer_and_region(model_folder, data):
         table = evaluation.evaluate(model, data, layers=[0, 2], voxels=[0, 1, 3], **SHORT)
         kept = evaluation.kept_voxels(data, "UTS02")[[0, 1, 3]]
     assert isinstance(table, pd.DataFrame)
-    columns = ["subject", "layer", "region", "n_voxels", "r", "n_kept", "normalised"]
+    columns = ["subject", "layer", "region", "n_voxels", "n_kept", "r", "normalised"]
     assert list(table) == [*columns, "normalised_margin"]
     assert len(table) == len(table.drop_duplicates(["subject", "layer", "region"])) == 2 * 2 * 2
     row = table.set_index(["subject", "layer", "region"]).loc["UTS02", 2, "all voxels"]
@@ -160,6 +160,10 @@ def test_the_low_level_part_of_a_score_is_told_from_the_rest(simulated):
     assert abs(acoustic.beyond_low_level) < 0.05  # states that are of no use do no harm
     assert abs(table.loc[(0, "meaning voxels"), "beyond_low_level"]) < 0.2
     assert 0 < meaning.normalised_margin < 0.5 and 0 < meaning.beyond_margin < 0.5
+    by_story = evaluation.evaluate(model, simulated, each_story=True, **options)
+    assert set(by_story.story) == set(simulated.split["test"])
+    means = by_story.groupby(["layer", "region"])[["normalised", "beyond_low_level"]].mean()
+    pd.testing.assert_frame_equal(means, table.loc[means.index, list(means)], check_names=False)
 
 
 def test_noise_free_responses_have_a_ceiling_of_one_and_the_same_voxels(simulated):

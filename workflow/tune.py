@@ -1,0 +1,181 @@
+"""One run of the zoo: tune, evaluate, and write one small JSON; the workflow calls it once per run.
+
+    accelerate launch workflow/tune.py NAME [--grid workflow/zoo.yaml] [--out results/zoo]
+
+Every run is evaluated alike: weights frozen, features taken anew, ridge refitted on all training stories, a row per test story
+and region. A run that was killed goes on from its last whole epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from zoo import HERE, Run, read_grid
+
+import fireside
+from brainlib import datasets, evaluation, lowlevel, results, runtime
+from brainlib.scores import FLOOR
+from brainlib.speech import SpeechEncoder
+from brainlib.timing import downsample
+from brainlib.tuning import BrainTuner
+from fireside.levels import story_names
+
+OUT = HERE.parent / "results" / "zoo"
+SCORES = ["normalised", "low_level", "beyond_low_level"]
+
+
+# ------------------------------------------------------------------ targets
+def own_sound(story):
+    """Mel spectrum of the story itself, (n_trs, n_mels)."""
+    return lowlevel.feature_space(story, "mel")
+
+
+def word_vectors(story):
+    """Word vectors that drive the simulated subjects, summed within TRs: (n_trs, n_components)."""
+    vectors, middles = fireside.word_vectors(story)
+    return downsample(vectors, middles, story.tr_times, kernel="past")
+
+
+def permuted_vectors(story):
+    """The same vectors, dealt out anew among the word types: as predictable, without meaning."""
+    words = story.words.text.str.lower()
+    types = sorted({w.lower() for s in story_names() for w in _words(s)})
+    order = np.random.default_rng(11).permutation(len(types))
+    other = dict(zip(types, np.array(types)[order]))
+    vectors = np.nan_to_num(fireside.vectors([other[w] for w in words]))
+    return downsample(vectors, lowlevel.middles(story.words), story.tr_times, kernel="past")
+
+
+def _words(name):
+    return fireside.embedded_story(name).words.text
+
+
+FEATURES = {
+    "own sound": own_sound,
+    "word vectors": word_vectors,
+    "permuted vectors": permuted_vectors,
+}
+TARGETS = ("responses", *evaluation.CONTROLS, *FEATURES)
+
+
+def target(run: Run, ds):
+    """What `BrainTuner.fit` is given in place of the subject's responses; None for those themselves."""
+    if run.target not in TARGETS:
+        raise ValueError(f"run {run.name}: target {run.target!r}; expected one of {TARGETS}")
+    if run.target in FEATURES:
+        return evaluation.from_features(ds, FEATURES[run.target], seed=run.seed)
+    return evaluation.CONTROLS[run.target](ds) if run.target in evaluation.CONTROLS else None
+
+
+# ------------------------------------------------------------------ a run
+def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
+    """The tuner after `fit`; a control's validation score says nothing of the subject, so its last epoch is kept."""
+    tuner = BrainTuner(encoder, run.tuned_recipe())
+    if tuner.recipe.adapter == "none":
+        return tuner
+    instead = target(run, ds)
+    voxels = {s: evenly(evaluation.pick_voxels(ds, s, rule=run.voxels), run) for s in run.subjects}
+    tuner.fit(
+        ds,
+        run.subjects,
+        voxels=voxels,
+        responses=instead,
+        stories=ds.split["train"][: run.stories],
+        keep="last" if instead else "best",
+        folder=checkpoints,
+        quiet=True,
+        bf16=True,  # twice as fast where the CPU or GPU multiplies in bfloat16
+    )
+    return tuner
+
+
+def evenly(voxels, run: Run):
+    """As many of the voxels as the run asks for, evenly spread over them."""
+    if run.n_voxels is None:
+        return voxels
+    if run.n_voxels > len(voxels):
+        raise ValueError(
+            f"run {run.name}: {run.n_voxels} voxels of {run.voxels!r}, which has {len(voxels)}"
+        )
+    return voxels[np.linspace(0, len(voxels) - 1, run.n_voxels).round().astype(int)]
+
+
+def scores(run: Run, ds, tuner: BrainTuner) -> dict:
+    """Scores of the test stories by subject and kind of response: {region: {score: [a number per story]}}.
+
+    "beyond low level" is computed for the subjects that were tuned on, and wherever only one is evaluated.
+    """
+    recipe, encoder = tuner.recipe, tuner.encoder
+    what = {"layers": recipe.layer % encoder.layers, "voxels": f"ceiling > {FLOOR}"}
+    what |= {"window": recipe.window, "hop": recipe.hop, "each_story": True}
+    found = {}
+    for subject in run.evaluate_on:
+        own = subject in run.subjects or len(run.evaluate_on) == 1
+        kinds = {"noisy": False, "noise_free": True} if ds.simulated else {"noisy": False}
+        found[subject] = {
+            kind: by_region(
+                evaluation.evaluate(
+                    encoder,
+                    ds,
+                    subjects=subject,
+                    noise_free=noise_free,
+                    beyond_low_level=own,
+                    **what,
+                )
+            )
+            for kind, noise_free in kinds.items()
+        }
+    return found
+
+
+def by_region(table) -> dict:
+    """{region: {score: [a number per story]}}, for the regions that have numbers."""
+    names = [name for name in SCORES if name in table]
+    rounded = table[["region", *names]].dropna().round(5)
+    return {
+        region: part[names].to_dict("list")
+        for region, part in rounded.groupby("region", sort=False)
+    }
+
+
+def perform(run: Run, out: Path) -> dict:
+    """Tune, evaluate and record; the JSON appears whole or not at all, the adapter before it."""
+    start = time.perf_counter()
+    ds = datasets.load(run.dataset, subjects=sorted({*run.subjects, *run.evaluate_on}))
+    encoder = SpeechEncoder.from_pretrained(run.model)
+    checkpoints = runtime.cache_dir("zoo") / run.stem
+    tuner = tune(run, ds, encoder, checkpoints)
+    numbers = {"history": tuner.history, "kept_epoch": tuner.kept_epoch}
+    numbers |= {"stories": ds.split["test"], "scores": scores(run, ds, tuner)}
+    if run.keep_model:
+        with runtime.atomic(out / "adapters" / run.stem) as part:
+            tuner.adapted.half().save_pretrained(part, save_embedding_layers=False)
+            (part / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+    about = run.settings() | {"run": run.name, "group": run.group, "key": run.key}
+    about |= {"base_fingerprint": tuner.base_fingerprint}
+    about |= {"seconds": round(time.perf_counter() - start)}
+    about |= {"peak_mb": round(runtime.peak_memory_mb())}
+    entry = results.record(out / f"{run.stem}.json", numbers, dataset=ds, **about)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return entry
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name")
+    parser.add_argument("--grid", type=Path, default=HERE / "zoo.yaml")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    runs = {run.name: run for run in read_grid(options.grid)}
+    if options.name not in runs:
+        raise SystemExit(f"no run {options.name!r} in {options.grid}; it has {', '.join(runs)}")
+    entry = perform(runs[options.name], options.out)
+    print(f"{options.name}: {entry['about']['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The runs of a grid: read from YAML, named, and told apart by everything that shapes their numbers.
+
+A run's files carry a key, a hash of its settings, of the recipe's values, of the data's version and of the speech model.
+What is stale has another key, so it is made anew, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+import brainlib
+from brainlib.recipes import Recipe, get_recipe
+
+HERE = Path(__file__).parent
+ASSETS = Path(brainlib.__file__).parent / "assets"  # of the embedded models
+SCORING = 1  # raise it when `tune.py` scores in another way
+KEY_LENGTH = 8  # hex digits
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tuning run: what is tuned on what, and on whom it is evaluated.
+
+    Attributes
+    ----------
+    name, group : str
+    dataset, model, recipe : str
+        As `datasets.load`, `SpeechEncoder.from_pretrained` and `get_recipe` take them.
+    changes : dict
+        Options of the recipe that differ from it.
+    subjects : list of str
+        Tuned on these, with a read-out each.
+    target : str
+        "responses", or a key of `tune.TARGETS`: what stands in their place.
+    voxels : str
+        A rule of `pick_voxels`, of the tuned voxels.
+    n_voxels : int or None
+        So many of them, evenly spread; None: all.
+    stories : int or None
+        Of the training stories; None: all.
+    seed : int
+    evaluate_on : list of str
+        Subjects; with none, only the learning curve on the validation stories is kept.
+    keep_model : bool
+        Keep the adapter as well.
+    """
+
+    name: str
+    group: str
+    dataset: str = "fireside"
+    model: str = "whisper-tiny.en"
+    recipe: str = "crossfit-quick"
+    changes: dict = field(default_factory=dict)
+    subjects: list = field(default_factory=lambda: ["SIM01"])
+    target: str = "responses"
+    voxels: str = "ceiling > 0.5"
+    n_voxels: int | None = None
+    stories: int | None = None
+    seed: int = 0
+    evaluate_on: list = field(default_factory=lambda: ["SIM01"])
+    keep_model: bool = False
+
+    def tuned_recipe(self) -> Recipe:
+        """The recipe with this run's changes and seed."""
+        return get_recipe(self.recipe).with_(**self.changes, seed=self.seed)
+
+    def settings(self) -> dict:
+        """Everything that shapes the numbers."""
+        settings = {
+            k: v for k, v in asdict(self).items() if k not in ("name", "group", "keep_model")
+        }
+        settings["recipe_hash"] = self.tuned_recipe().hash()
+        settings |= {"data": data_version(self.dataset), "weights": weights_hash(self.model)}
+        return settings | {"scoring": SCORING}
+
+    @property
+    def key(self) -> str:
+        """Hash of the settings that are not their defaults, so that a new one changes no old key."""
+        defaults = asdict(Run("", ""))
+        settings = {k: v for k, v in self.settings().items() if v != defaults.get(k)}
+        for shown_by_the_hash in ("recipe", "changes"):
+            settings.pop(shown_by_the_hash, None)
+        text = json.dumps(settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+    @property
+    def stem(self) -> str:
+        """Of the names of this run's files."""
+        return f"{self.name}.{self.key}"
+
+
+def read_grid(path: str | Path = HERE / "zoo.yaml") -> list[Run]:
+    """All runs of a YAML file; every group's `each` is expanded to all combinations of its lists.
+
+    Raises
+    ------
+    ValueError
+        For a setting that `Run` does not have, or two runs of one name.
+    """
+    grid = yaml.safe_load(Path(path).read_text())
+    runs = [
+        run for name, group in grid["groups"].items() for run in _expand(name, group, grid, path)
+    ]
+    names = [run.name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: several runs are named {twice}; give their groups other names")
+    return runs
+
+
+def _expand(name, group, grid, path):
+    """The runs of one group."""
+    group = grid.get("defaults", {}) | (group or {})
+    each = group.pop("each", {})
+    unknown = sorted((set(group) | set(each)) - {f.name for f in fields(Run)})
+    if unknown:
+        raise ValueError(f"{path}: group {name!r} sets {unknown}, which no run has")
+    for values in product(*each.values()):
+        settings = group | dict(zip(each, values))
+        label = "-".join([name, *map(_label, values)])
+        yield Run(name=label, group=name, **settings)
+
+
+def _label(value) -> str:
+    """A value in the name of a run."""
+    if isinstance(value, dict):
+        return "-".join(f"{k}-{_label(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "+".join(map(_label, value))
+    return str(value).replace(" ", "-")
+
+
+@lru_cache
+def data_version(dataset: str) -> str:
+    """What tells this version of the embedded data from another; other data by their name."""
+    if dataset != "fireside":
+        return dataset
+    from fireside.simulation import version
+
+    return version()
+
+
+@lru_cache
+def weights_hash(model: str) -> str:
+    """Hash of an embedded model's weights, 12 hex digits; other models by their name."""
+    weights = ASSETS / model / "model.safetensors"
+    if not weights.exists():
+        return model
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
