@@ -78,7 +78,7 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
     if tuner.recipe.adapter == "none":
         return tuner
     instead = target(run, ds)
-    voxels = {s: evenly(evaluation.pick_voxels(ds, s, rule=run.voxels), run) for s in run.subjects}
+    voxels = {s: tuned_voxels(run, ds, s) for s in run.subjects}
     tuner.fit(
         ds,
         run.subjects,
@@ -93,13 +93,17 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
     return tuner
 
 
-def evenly(voxels, run: Run):
-    """As many of the voxels as the run asks for, evenly spread over them."""
+def tuned_voxels(run: Run, ds, subject) -> np.ndarray:
+    """Indices of the voxels that a run tunes on, as many as it asks for, evenly spread over those of its rule."""
+    voxels = evaluation.pick_voxels(ds, subject, rule=run.voxels)
+    if run.region is not None:
+        voxels = voxels[ds.rois(subject)[run.region][voxels]]
     if run.n_voxels is None:
         return voxels
     if run.n_voxels > len(voxels):
         raise ValueError(
-            f"run {run.name}: {run.n_voxels} voxels of {run.voxels!r}, which has {len(voxels)}"
+            f"run {run.name}: asks for {run.n_voxels} voxels of {subject}, but only {len(voxels)} are "
+            f"{run.voxels!r}{f' in {run.region}' if run.region else ''}; ask for fewer"
         )
     return voxels[np.linspace(0, len(voxels) - 1, run.n_voxels).round().astype(int)]
 

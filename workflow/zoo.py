@@ -41,6 +41,8 @@ class Run:
         "responses", or a key of `tune.TARGETS`: what stands in their place.
     voxels : str
         A rule of `pick_voxels`, of the tuned voxels.
+    region : str or None
+        Of these, only the voxels of one region of ``ds.rois``.
     n_voxels : int or None
         So many of them, evenly spread; None: all.
     stories : int or None
@@ -61,6 +63,7 @@ class Run:
     subjects: list = field(default_factory=lambda: ["SIM01"])
     target: str = "responses"
     voxels: str = "ceiling > 0.5"
+    region: str | None = None
     n_voxels: int | None = None
     stories: int | None = None
     seed: int = 0
