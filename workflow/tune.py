@@ -73,19 +73,21 @@ def target(run: Run, ds):
 
 # ------------------------------------------------------------------ a run
 def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
-    """The tuner after `fit`; a control's validation score says nothing of the subject, so its last epoch is kept."""
+    """The tuner after `fit`: the last epoch of all runs, as a control has no validation score that means anything.
+
+    How many epochs that are was chosen on validation stories, by the search.
+    """
     tuner = BrainTuner(encoder, run.tuned_recipe())
     if tuner.recipe.adapter == "none":
         return tuner
-    instead = target(run, ds)
     voxels = {s: tuned_voxels(run, ds, s) for s in run.subjects}
     tuner.fit(
         ds,
         run.subjects,
         voxels=voxels,
-        responses=instead,
+        responses=target(run, ds),
         stories=ds.split["train"][: run.stories],
-        keep="last" if instead else "best",
+        keep="last",
         folder=checkpoints,
         quiet=True,
         bf16=True,  # twice as fast where the CPU or GPU multiplies in bfloat16
