@@ -23,13 +23,13 @@ __all__ = [
     "windows",
     "speech",
     "scores",
-    "results",
     "recipes",
     "evaluation",
     "network",
     "training",
     "saving",
     "tuning",
+    "results",
 ]
 
 

@@ -1,19 +1,29 @@
-"""One small JSON per run: numbers, their spread, and where they come from."""
+"""One small JSON per run: numbers, their spread, and where they come from; and the zoo, the runs that notebooks share."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from . import __version__
+from . import __version__, datasets
+from .recipes import get_recipe
 from .runtime import atomic
+
+ASSETS = Path(__file__).parent / "assets"  # of the embedded models
+ZOO = Path(__file__).resolve().parents[1] / "results" / "zoo"  # of a checkout
+SCORES = ["normalised", "low_level", "beyond_low_level"]
+COPIED = ["run", "group", "recipe", "target", "voxels", "n_voxels"]  # from `about`
+COLUMNS = [*COPIED, "n_stories", "seed", "tuned_on", "subject", "kind", "region", "story"]
+COLUMNS += [*SCORES, "seconds"]
 
 
 def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
@@ -71,20 +81,24 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     ValueError
         If a file is no result.
     """
-    rows = []
     folder = Path(folder)
-    for path in [folder] if folder.is_file() else sorted(folder.rglob("*.json")):
-        try:
-            entry = json.loads(path.read_text())
-            missing = {"numbers", "dataset", "about", "provenance"} - set(entry)
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}: not JSON ({error}); remove it or run again") from error
-        if missing:
-            raise ValueError(
-                f"{path}: without {sorted(missing)}; expected a file that results.record wrote"
-            )
-        rows.append({"file": str(path), **pd.json_normalize(entry).iloc[0].to_dict()})
-    return pd.DataFrame(rows)
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
+    flat = [pd.json_normalize(_read(path)).iloc[0].to_dict() for path in paths]
+    return pd.DataFrame([{"file": str(path), **row} for path, row in zip(paths, flat)])
+
+
+def _read(path: Path) -> dict:
+    """A file that `record` wrote."""
+    try:
+        entry = json.loads(path.read_text())
+        missing = {"numbers", "dataset", "about", "provenance"} - set(entry)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it or run again") from error
+    if missing:
+        raise ValueError(
+            f"{path}: without {sorted(missing)}; expected a file that results.record wrote"
+        )
+    return entry
 
 
 def matches(path: str | Path, *, dataset=None, **about) -> bool:
@@ -139,3 +153,153 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return described.stdout.strip() or "unknown"
+
+
+# ------------------------------------------------------------------ the zoo
+def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
+    """Scores of the tuned models that ``make runs`` makes: a row per run, evaluated subject, kind, region and test story.
+
+    Parameters
+    ----------
+    folder : path, optional
+        ``results/zoo`` of the checkout if left out. One that is empty or missing gives a table without rows.
+    dataset : Dataset, optional
+        Keep the runs on this version of this data set; if left out, on the version that is installed.
+
+    Returns
+    -------
+    table : DataFrame
+        ``kind`` is "noisy" or "noise-free"; ``normalised`` the noise-ceiling-normalised correlation, ``low_level`` that of
+        low-level features, ``beyond_low_level`` what the model adds to them (NaN where it was not computed). ``tuned_on``
+        is empty for an untuned model; ``n_voxels`` and ``n_stories`` are NaN for all. ``table.attrs["stale"]`` holds the
+        runs left out, each with the reason (recipe, data or model have changed), ``table.attrs["learning_curves"]`` the
+        history of each run.
+    """
+    entries, stale = _current(Path(folder or ZOO), dataset)
+    rows = [row for entry in entries.values() for row in _rows(entry)]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    numeric = ["n_voxels", "n_stories", *SCORES]
+    table = table.astype(dict.fromkeys(numeric, float))
+    curves = {name: entry["numbers"]["history"] for name, entry in entries.items()}
+    table.attrs = {"stale": stale, "learning_curves": curves}
+    return table
+
+
+def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
+    """A tuned model of the zoo whose adapter is kept.
+
+    Parameters
+    ----------
+    name : str
+        Of the run, such as "whole-cortex-SIM01".
+    folder : path, optional
+        As in `load_zoo`.
+
+    Returns
+    -------
+    encoder : SpeechEncoder
+        The base model with the adapter in it.
+    about : dict
+        Settings and provenance of the run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run, or its adapter is not whole; the message says how to make it.
+    ValueError
+        If recipe, data or model have changed since.
+    """
+    from peft import PeftModel
+
+    from .speech import SpeechEncoder
+
+    folder = Path(folder or ZOO)
+    entries, stale = _current(folder, None)
+    again = f"make it by: snakemake --cores 1 --config only={name} out={folder}"
+    if name in stale and name not in entries:
+        raise ValueError(f"run {name!r} is stale: {stale[name]}; {again}")
+    if name not in entries:
+        raise FileNotFoundError(f"no run {name!r} in {folder}; it has {sorted(entries)}; {again}")
+    about = entries[name]["about"]
+    adapter = folder / "adapters" / f"{name}.{about['key']}"
+    parts = ("adapter_config.json", "adapter_model.safetensors")
+    missing = [part for part in parts if not (adapter / part).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{adapter}: {missing} not found; with keep_model in the grid, {again}"
+        )
+    encoder = SpeechEncoder.from_pretrained(about["model"])
+    if encoder.fingerprint() != about["base_fingerprint"]:
+        raise ValueError(
+            f"run {name!r} was tuned on another {about['model']!r} (fingerprint {about['base_fingerprint']}, here "
+            f"{encoder.fingerprint()}); {again}"
+        )
+    PeftModel.from_pretrained(encoder.model, adapter)
+    encoder.model.eval().requires_grad_(False)
+    encoder.name = f"{about['model']}+{name}"
+    return encoder, about | entries[name]["provenance"]
+
+
+@lru_cache
+def weights_hash(model: str) -> str:
+    """Hash of an embedded model's weights, 12 hex digits; other models by their name."""
+    weights = ASSETS / model / "model.safetensors"
+    if not weights.exists():
+        return model
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+
+
+def _current(folder: Path, dataset) -> tuple[dict, dict]:
+    """Entries of the runs that are up to date, the newest of each name, and {run: why it is not}."""
+    entries, stale = {}, {}
+    found = [_read(path) for path in sorted(folder.glob("[!.]*.json"))]
+    for entry in sorted(found, key=lambda entry: entry["provenance"]["when"]):
+        name, reason = entry["about"]["run"], _stale(entry, dataset)
+        if reason:
+            stale[name] = reason
+        else:
+            entries[name] = entry
+    return entries, {name: why for name, why in stale.items() if name not in entries}
+
+
+def _stale(entry: dict, dataset) -> str:
+    """Why a run's numbers no longer hold; empty if they do."""
+    about = entry["about"]
+    if weights_hash(about["model"]) != about["weights"]:
+        return f"the weights of {about['model']} have changed"
+    try:
+        recipe = get_recipe(about["recipe"]).with_(**about["changes"], seed=about["seed"])
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        return f"recipe {about['recipe']} cannot be made: {error}"
+    if recipe.hash() != about["recipe_hash"]:
+        return f"recipe {about['recipe']} has changed"
+    if dataset is None and "SimulationVersion" not in entry["dataset"]:
+        return ""  # data that say no version
+    expected = _data(dataset) if dataset is not None else _installed(about["dataset"])
+    if entry["dataset"] != expected:
+        return f"made from {entry['dataset']}; here {expected}"
+    return ""
+
+
+@lru_cache
+def _installed(name: str) -> dict:
+    return _data(datasets.load(name))
+
+
+def _rows(entry: dict):
+    """Of one run, in the columns of `load_zoo`."""
+    about, numbers = entry["about"], entry["numbers"]
+    shared = {name: about[name] for name in [*COPIED, "seed", "seconds"]}
+    untuned = get_recipe(about["recipe"]).with_(**about["changes"]).adapter == "none"
+    shared |= {
+        "n_stories": about["stories"],
+        "tuned_on": "+".join(about["subjects"]) * (not untuned),
+    }
+    for subject, kinds in numbers["scores"].items():
+        for kind, regions in kinds.items():
+            at = {"subject": subject, "kind": kind.replace("_", "-")}
+            for region, scores in regions.items():
+                for story, values in zip(numbers["stories"], zip(*scores.values())):
+                    yield (
+                        shared | at | {"region": region, "story": story} | dict(zip(scores, values))
+                    )

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import yaml
 
-import brainlib
 from brainlib.recipes import Recipe, get_recipe
+from brainlib.results import weights_hash
 
 HERE = Path(__file__).parent
-ASSETS = Path(brainlib.__file__).parent / "assets"  # of the embedded models
 SCORING = 1  # raise it when `tune.py` scores in another way
 KEY_LENGTH = 8  # hex digits
 
@@ -148,12 +147,3 @@ def data_version(dataset: str) -> str:
     from fireside.simulation import version
 
     return version()
-
-
-@lru_cache
-def weights_hash(model: str) -> str:
-    """Hash of an embedded model's weights, 12 hex digits; other models by their name."""
-    weights = ASSETS / model / "model.safetensors"
-    if not weights.exists():
-        return model
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

@@ -1,0 +1,168 @@
+"""The zoo: what is current is read, what is stale is named, and nothing else happens."""
+
+import json
+import shutil
+import types
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from brainlib import results
+from brainlib.recipes import get_recipe
+from brainlib.speech import SpeechEncoder
+
+MODEL = "wavlm-pico"
+CHANGES = {"rank": 2, "stages": [["all", 1]]}
+NOISY = {"all voxels": {"normalised": [0.5, 0.25]}}
+BOTH = {"auditory": {s: [0.5, 0.25] for s in results.SCORES}}
+
+
+def entry(name="one", *, when="2026-01-01", scores=None, **other):
+    """What `workflow/tune.py` writes, as small as can be."""
+    about = {
+        "run": name,
+        "group": "g",
+        "key": "0123abcd",
+        "model": MODEL,
+        "recipe": "crossfit-quick",
+    }
+    about |= {"changes": CHANGES, "subjects": ["S1", "S2"], "target": "responses", "voxels": "all"}
+    about |= {"n_voxels": None, "stories": 4, "seed": 3, "seconds": 7, "dataset": "made-up"}
+    recipe = get_recipe("crossfit-quick").with_(**CHANGES, seed=3)
+    about |= {"recipe_hash": recipe.hash(), "weights": results.weights_hash(MODEL), **other}
+    history = [{"epoch": 0, "validation": 0.1, "loss": None}]
+    scores = {"S1": {"noisy": NOISY, "noise_free": BOTH}} if scores is None else scores
+    numbers = {"history": history, "kept_epoch": 0, "stories": ["c", "d"], "scores": scores}
+    made_from = {"name": "made-up", "simulated": False}
+    whole = {"numbers": numbers, "dataset": made_from, "about": about}
+    return whole | {"provenance": {"brainlib": "0", "when": when}}
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    def write(*entries):
+        for i, one in enumerate(entries):
+            (tmp_path / f"{i}.json").write_text(json.dumps(one))
+        return tmp_path
+
+    return write
+
+
+def test_a_run_becomes_a_row_per_subject_kind_region_and_story(zoo):
+    table = results.load_zoo(zoo(entry()))
+    assert list(table.columns) == results.COLUMNS and len(table) == 4
+    noisy = table[table.kind == "noisy"]
+    assert list(noisy.normalised) == [0.5, 0.25] and list(noisy.story) == ["c", "d"]
+    assert noisy.beyond_low_level.isna().all() and set(noisy.region) == {"all voxels"}
+    free = table[table.kind == "noise-free"].iloc[1]
+    assert (free.region, free.low_level, free.beyond_low_level) == ("auditory", 0.25, 0.25)
+    assert (free.tuned_on, free.subject, free.n_stories, free.seed) == ("S1+S2", "S1", 4, 3)
+    assert table.n_voxels.isna().all()  # all of them
+    assert table.attrs["stale"] == {}
+    assert table.attrs["learning_curves"]["one"][0]["validation"] == 0.1
+
+
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+def test_without_runs_there_is_a_table_without_rows(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    table = results.load_zoo(tmp_path / folder)
+    assert list(table.columns) == results.COLUMNS and table.empty
+    assert table.attrs == {"stale": {}, "learning_curves": {}}
+
+
+def test_a_run_evaluated_on_nobody_gives_its_curve_alone(zoo):
+    table = results.load_zoo(zoo(entry(scores={})))
+    assert table.empty and list(table.attrs["learning_curves"]) == ["one"]
+
+
+def test_an_untuned_model_is_tuned_on_nobody(zoo):
+    changes = {"adapter": "none"}
+    recipe = get_recipe("crossfit-quick").with_(**changes, seed=3)
+    table = results.load_zoo(zoo(entry(changes=changes, recipe_hash=recipe.hash())))
+    assert set(table.tuned_on) == {""}
+
+
+STALE = {
+    "recipe_hash": ("0" * 12, "recipe crossfit-quick has changed"),
+    "weights": ("0" * 12, "the weights of wavlm-pico have changed"),
+    "recipe": ("gone", "recipe gone cannot be made"),
+    "changes": ({"ranks": 2}, "cannot be made"),
+}
+
+
+@pytest.mark.parametrize("what", STALE)
+def test_a_stale_run_is_left_out_and_named_with_the_reason(zoo, what):
+    value, reason = STALE[what]
+    folder = zoo(entry(), entry("old", **{what: value}))
+    table = results.load_zoo(folder)
+    assert set(table.run) == {"one"} and list(table.attrs["learning_curves"]) == ["one"]
+    assert list(table.attrs["stale"]) == ["old"] and reason in table.attrs["stale"]["old"]
+    with pytest.raises(ValueError, match="'old' is stale.*snakemake --cores 1 --config only=old"):
+        results.load_tuned("old", folder)
+
+
+def test_runs_on_another_version_of_the_data_are_stale(zoo, ds):
+    mine = entry("mine", dataset="fireside")
+    mine["dataset"] = results._data(ds)
+    other = json.loads(json.dumps(mine))
+    other["about"]["run"] = "other"
+    other["dataset"]["SimulationVersion"] = "0-old"
+    folder = zoo(mine, other)
+    for dataset in (None, ds):  # the version installed, the one in hand
+        table = results.load_zoo(folder, dataset=dataset)
+        assert set(table.run) == {"mine"} and "0-old" in table.attrs["stale"]["other"]
+    tree = types.SimpleNamespace(name="mine", simulated=False, description={})
+    assert set(results.load_zoo(folder, dataset=tree).attrs["stale"]) == {"mine", "other"}
+
+
+def test_of_two_current_files_of_a_run_the_newer_counts(zoo):
+    newer = entry(when="2026-02-02", seconds=9)
+    stale = entry(when="2026-03-03", weights="0")
+    table = results.load_zoo(zoo(newer, entry(), stale))
+    assert set(table.seconds) == {9} and table.attrs["stale"] == {}
+
+
+@pytest.fixture
+def tuned(zoo):
+    """A folder with a run and its adapter in half precision, and the adapter's states of a second of sound."""
+    torch.manual_seed(0)
+    encoder = SpeechEncoder.from_pretrained(MODEL, device="cpu")
+    folder = zoo(entry(base_fingerprint=encoder.fingerprint()))
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(encoder.model, config).half()
+    adapted.save_pretrained(folder / "adapters/one.0123abcd")
+    adapted.float()
+    return folder, encoder
+
+
+def test_a_tuned_model_comes_back_with_its_provenance(tuned):
+    folder, made = tuned
+    encoder, about = results.load_tuned("one", folder)
+    assert about["seed"] == 3 and about["when"] == "2026-01-01"
+    sound = 0.1 * torch.randn(1, 16_000)
+    states = [e.hidden_states(sound.to(e.device))[-1].cpu() for e in (encoder, made)]
+    plain = SpeechEncoder.from_pretrained(MODEL, device="cpu").hidden_states(sound)[-1]
+    torch.testing.assert_close(*states, atol=1e-3, rtol=1e-2)
+    assert (states[0] - plain).abs().max() > 0.02  # the adapter acts
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+
+
+def test_a_missing_run_or_half_an_adapter_is_refused_with_the_command(tuned):
+    folder, _ = tuned
+    with pytest.raises(FileNotFoundError, match="no run 'two'.*it has .'one'.*only=two"):
+        results.load_tuned("two", folder)
+    adapter = folder / "adapters/one.0123abcd"
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors'. not found.*only=one"):
+        results.load_tuned("one", folder)
+    shutil.rmtree(adapter)
+    with pytest.raises(FileNotFoundError, match="not found"):
+        results.load_tuned("one", folder)
+
+
+def test_an_adapter_of_another_base_is_refused(tuned):
+    folder, _ = tuned
+    (folder / "0.json").write_text(json.dumps(entry(base_fingerprint="0" * 16)))
+    with pytest.raises(ValueError, match="tuned on another 'wavlm-pico'"):
+        results.load_tuned("one", folder)
