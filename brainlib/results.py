@@ -21,9 +21,10 @@ from .runtime import atomic
 ASSETS = Path(__file__).parent / "assets"  # of the embedded models
 ZOO = Path(__file__).resolve().parents[1] / "results" / "zoo"  # of a checkout
 SCORES = ["normalised", "low_level", "beyond_low_level"]
-COPIED = ["run", "group", "recipe", "target", "voxels", "n_voxels"]  # from `about`
+COPIED = ["run", "group", "model", "recipe", "target", "voxels", "n_voxels"]  # from `about`
 COLUMNS = [*COPIED, "n_stories", "seed", "tuned_on", "subject", "kind", "region", "story"]
-COLUMNS += [*SCORES, "seconds"]
+CHANGES = {"change": "normalised", "beyond_change": "beyond_low_level"}  # against the untuned model
+COLUMNS += [*SCORES, *CHANGES, "seconds"]
 
 
 def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
@@ -171,15 +172,17 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
     table : DataFrame
         ``kind`` is "noisy" or "noise-free"; ``normalised`` the noise-ceiling-normalised correlation, ``low_level`` that of
         low-level features, ``beyond_low_level`` what the model adds to them (NaN where it was not computed). ``tuned_on``
-        is empty for an untuned model; ``n_voxels`` and ``n_stories`` are NaN for all. ``table.attrs["stale"]`` holds the
+        is empty for an untuned model. ``change`` and ``beyond_change`` are `normalised` and `beyond_low_level` less those of
+        the untuned model on the same responses, NaN where there are none; ``n_voxels`` and ``n_stories`` are NaN for all. ``table.attrs["stale"]`` holds the
         runs left out, each with the reason (recipe, data or model have changed), ``table.attrs["learning_curves"]`` the
         history of each run.
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
     rows = [row for entry in entries.values() for row in _rows(entry)]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    numeric = ["n_voxels", "n_stories", *SCORES]
+    numeric = ["n_voxels", "n_stories", *SCORES, *CHANGES]
     table = table.astype(dict.fromkeys(numeric, float))
+    _add_changes(table)
     curves = {name: entry["numbers"]["history"] for name, entry in entries.items()}
     table.attrs = {"stale": stale, "learning_curves": curves}
     return table
@@ -275,7 +278,7 @@ def _stale(entry: dict, dataset) -> str:
         return f"recipe {about['recipe']} has changed"
     if dataset is None and "SimulationVersion" not in entry["dataset"]:
         return ""  # data that say no version
-    expected = _data(dataset) if dataset is not None else _installed(about["dataset"])
+    expected = _data(dataset) if dataset is not None else _installed(about["tree"])
     if entry["dataset"] != expected:
         return f"made from {entry['dataset']}; here {expected}"
     return ""
@@ -284,6 +287,15 @@ def _stale(entry: dict, dataset) -> str:
 @lru_cache
 def _installed(name: str) -> dict:
     return _data(datasets.load(name))
+
+
+def _add_changes(table):
+    """Fill the columns of `CHANGES`: each row less the untuned model's score of the same responses."""
+    same = ["model", "subject", "kind", "region", "story"]
+    untuned = table[table.tuned_on == ""].drop_duplicates(same).set_index(same)
+    before = untuned.reindex(pd.MultiIndex.from_frame(table[same]))
+    for change, score in CHANGES.items():
+        table[change] = table[score] - before[score].to_numpy()
 
 
 def _rows(entry: dict):

@@ -28,7 +28,7 @@ def entry(name="one", *, when="2026-01-01", scores=None, **other):
         "recipe": "crossfit-quick",
     }
     about |= {"changes": CHANGES, "subjects": ["S1", "S2"], "target": "responses", "voxels": "all"}
-    about |= {"n_voxels": None, "stories": 4, "seed": 3, "seconds": 7, "dataset": "made-up"}
+    about |= {"n_voxels": None, "stories": 4, "seed": 3, "seconds": 7, "tree": "made-up"}
     recipe = get_recipe("crossfit-quick").with_(**CHANGES, seed=3)
     about |= {"recipe_hash": recipe.hash(), "weights": results.weights_hash(MODEL), **other}
     history = [{"epoch": 0, "validation": 0.1, "loss": None}]
@@ -83,6 +83,21 @@ def test_an_untuned_model_is_tuned_on_nobody(zoo):
     assert set(table.tuned_on) == {""}
 
 
+def test_a_change_is_against_the_untuned_model_on_the_same_responses(zoo):
+    changes = {"adapter": "none"}
+    recipe_hash = get_recipe("crossfit-quick").with_(**changes, seed=3).hash()
+    before = {"all voxels": {"normalised": [0.5, 0.25]}}
+    before = {"S1": {"noisy": before, "noise_free": before}}
+    after = {"all voxels": {"normalised": [0.6, 0.1]}}
+    after = {"S1": {"noisy": after}, "S2": {"noisy": after}}
+    untuned = entry("before", scores=before, changes=changes, recipe_hash=recipe_hash)
+    table = results.load_zoo(zoo(untuned, entry("after", scores=after))).set_index("run")
+    assert (table.change["before"] == 0).all()
+    tuned = table.loc["after"].set_index(["subject", "story"])
+    assert tuned.change["S1"].tolist() == pytest.approx([0.1, -0.15])
+    assert tuned.change["S2"].isna().all() and tuned.beyond_change.isna().all()
+
+
 STALE = {
     "recipe_hash": ("0" * 12, "recipe crossfit-quick has changed"),
     "weights": ("0" * 12, "the weights of wavlm-pico have changed"),
@@ -103,7 +118,7 @@ def test_a_stale_run_is_left_out_and_named_with_the_reason(zoo, what):
 
 
 def test_runs_on_another_version_of_the_data_are_stale(zoo, ds):
-    mine = entry("mine", dataset="fireside")
+    mine = entry("mine", tree="fireside")
     mine["dataset"] = results._data(ds)
     other = json.loads(json.dumps(mine))
     other["about"]["run"] = "other"

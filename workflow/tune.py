@@ -162,6 +162,7 @@ def perform(run: Run, out: Path) -> dict:
             tuner.adapted.half().save_pretrained(part, save_embedding_layers=False)
             (part / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     about = run.settings() | {"run": run.name, "group": run.group, "key": run.key}
+    about["tree"] = about.pop("dataset")  # as `datasets.load` takes it
     about |= {"base_fingerprint": tuner.base_fingerprint}
     about |= {"seconds": round(time.perf_counter() - start)}
     about |= {"peak_mb": round(runtime.peak_memory_mb())}
