@@ -98,6 +98,12 @@ def test_a_change_is_against_the_untuned_model_on_the_same_responses(zoo):
     assert tuned.change["S2"].isna().all() and tuned.beyond_change.isna().all()
 
 
+def test_the_zoo_that_ships_is_current_and_small():
+    table = results.load_zoo()
+    assert table.attrs["stale"] == {} and "pretrained" in set(table.run)
+    assert sum(p.stat().st_size for p in results.ZOO.rglob("*") if p.is_file()) < 20e6
+
+
 STALE = {
     "recipe_hash": ("0" * 12, "recipe crossfit-quick has changed"),
     "weights": ("0" * 12, "the weights of wavlm-pico have changed"),

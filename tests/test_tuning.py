@@ -2,20 +2,17 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from tiny import TINY, changed, encoder, tuned, weights
 from transformers import TrainerCallback
 
-from brainlib import evaluation, recipes, results, training, tuning
+from brainlib import evaluation, recipes, training, tuning
 from brainlib.encoding import RidgeEncoder
 from brainlib.network import StoryFeatures
-from brainlib.recipes import RECIPES
-from brainlib.speech import ConvolutionalCache, SpeechEncoder
+from brainlib.speech import ConvolutionalCache
 from brainlib.tuning import BrainTuner
 
 
@@ -333,44 +330,3 @@ def test_a_schedule_rises_to_one_and_falls_to_nothing(schedule):
     middle = {"linear": 0.5, "cosine": (1 + np.cos(np.pi / 2)) / 2}[schedule]
     quarter = {"linear": 0.75, "cosine": (1 + np.cos(np.pi / 4)) / 2}[schedule]
     assert factors[12] == pytest.approx(middle) and factors[8] == pytest.approx(quarter)
-
-
-# ------------------------------------------------------------------ precomputed runs
-def test_precomputed_runs_are_of_this_code_and_model(ds):
-    """What notebook 3 shows from results/ was made with these recipes, this model and this simulation.
-
-    Seeds and controls may be missing: the notebook says which. The untuned model and a run of each recipe may not.
-    """
-    import tune_grid
-
-    recorded = results.load_results(ROOT / "results" / "tuning").set_index("about.condition")
-    wanted = tune_grid.conditions()
-    recipes_alone = {"pretrained", "brainwavlm-quick", "braintuning-quick", "whole cortex"}
-    assert recipes_alone <= set(recorded.index) <= set(wanted)
-    whisper = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu").fingerprint()
-    for name in recorded.index:
-        condition = wanted[name]
-        recipe = condition.recipe
-        about = {
-            "recipe_hash": recipe.hash(),
-            "recipe_base_hash": RECIPES[recipe.name].hash(),
-            "control": condition.control,
-        }
-        assert results.matches(
-            recorded.file[name],
-            dataset=ds,
-            model=whisper,
-            seed=recipe.seed,
-            stories=tune_grid.STORIES,
-            **about,
-        ), name
-        if condition.keep_adapter:
-            folder = ROOT / "results" / "adapters" / Path(recorded.file[name]).stem
-            assert (folder / "adapter_model.safetensors").stat().st_size < 500_000
-    seeds = {
-        k: json.loads(c.recipe.to_json()) | {"seed": 0, "name": ""}
-        for k, c in wanted.items()
-        if k.startswith("control")
-    }
-    base = json.loads(wanted["whole cortex"].recipe.to_json()) | {"name": ""}
-    assert all(v == base for v in seeds.values())  # a control differs in the responses alone
