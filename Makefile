@@ -1,7 +1,7 @@
 # make book   every notebook with papermill on the embedded data, then the site in _build/html
 # make test   the tests (fast, offline, no GPU)
 # make lab    JupyterLab on the notebooks, in the same environment
-# make runs   the tuning runs that notebook 3 compares (an hour or more on one core), into results/
+# make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
 PYTHON ?= python3
@@ -40,7 +40,7 @@ lab: $(VENV)/ready
 	$(BIN)/python -m jupyterlab notebooks
 
 runs: $(VENV)/ready
-	$(BIN)/python tools/tune_grid.py
+	$(BIN)/snakemake --profile workflow/profiles/local
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -303,6 +303,7 @@ def _rows(entry: dict):
     about, numbers = entry["about"], entry["numbers"]
     shared = {name: about[name] for name in [*COPIED, "seed", "seconds"]}
     untuned = get_recipe(about["recipe"]).with_(**about["changes"]).adapter == "none"
+    shared["voxels"] += f" in {about.get('region')}" * bool(about.get("region"))
     shared |= {
         "n_stories": about["stories"],
         "tuned_on": "+".join(about["subjects"]) * (not untuned),

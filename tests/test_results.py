@@ -59,6 +59,8 @@ def test_a_run_becomes_a_row_per_subject_kind_region_and_story(zoo):
     assert (free.region, free.low_level, free.beyond_low_level) == ("auditory", 0.25, 0.25)
     assert (free.tuned_on, free.subject, free.n_stories, free.seed) == ("S1+S2", "S1", 4, 3)
     assert table.n_voxels.isna().all()  # all of them
+    one_region = results.load_zoo(zoo(entry(region="auditory")))
+    assert set(table.voxels) == {"all"} and set(one_region.voxels) == {"all in auditory"}
     assert table.attrs["stale"] == {}
     assert table.attrs["learning_curves"]["one"][0]["validation"] == 0.1
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from brainlib.recipes import Recipe, get_recipe
-from brainlib.results import weights_hash
+from brainlib.results import load_results, weights_hash
+from brainlib.runtime import atomic
 
 HERE = Path(__file__).parent
 SCORING = 1  # raise it when `tune.py` scores in another way
@@ -147,3 +150,75 @@ def data_version(dataset: str) -> str:
     from fireside.simulation import version
 
     return version()
+
+
+def orphans(runs: list[Run], out: str | Path) -> list[Path]:
+    """Scores and adapters in a folder that belong to none of the runs: another name, or other settings, data or model."""
+    out, current = Path(out), {run.stem for run in runs}
+    files = {path: path.stem for path in out.glob("[!.]*.json")}
+    folders = {path: path.name for path in (out / "adapters").glob("[!.]*")}
+    return sorted(path for path, stem in (files | folders).items() if stem not in current)
+
+
+# ------------------------------------------------------------------ sweeps
+@dataclass(frozen=True)
+class Sweep:
+    """A notebook over all combinations of some parameters.
+
+    Attributes
+    ----------
+    notebook : str
+        Its name in `notebooks/`.
+    cells : dict
+        Name of each combination to its parameters.
+    profile : str
+        YAML of the parameters that all share.
+    out : str
+        Folder of the results.
+    """
+
+    notebook: str
+    cells: dict
+    profile: str
+    out: str
+
+    def arguments(self, cell: str, path: str) -> str:
+        """Of `tools/run_notebooks.py`, for one cell, whose numbers go to a JSON; quoted for the shell."""
+        words = [self.notebook, "--params", self.profile, "--limit", "0"]
+        for name, value in (self.cells[cell] | {"out": str(Path(path).resolve())}).items():
+            words += ["-p", name, json.dumps(value)]
+        words += ["--out", f"{self.out}/executed/{cell}"]
+        return shlex.join(words)
+
+    def gather(self, paths, table: str):
+        """One row per cell: its parameters, and the flat columns of `load_results`."""
+        rows = [load_results(path).assign(cell=Path(path).stem) for path in paths]
+        parameters = pd.DataFrame.from_dict(self.cells, orient="index").add_prefix("parameters.")
+        whole = parameters.merge(pd.concat(rows), left_index=True, right_on="cell")
+        with atomic(table) as part:
+            whole.set_index("cell").drop(columns="file").to_csv(part)
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """A sweep from YAML: `notebook`, `parameters` (a list of values each); `profile` and `out` if wanted.
+
+    A cell's name ends in a hash of all its parameters, also the shared ones, so that changed ones make it anew.
+    """
+    told = yaml.safe_load(Path(path).read_text())
+    unknown = sorted(set(told) - {"notebook", "parameters", "profile", "out"})
+    lists = all(isinstance(values, list) for values in told.get("parameters", {}).values())
+    if unknown or "notebook" not in told or not told.get("parameters") or not lists:
+        raise ValueError(
+            f"{path}: expected notebook, parameters (a list of values each), profile, out; unknown: {unknown}"
+        )
+    notebook = Path(told["notebook"]).stem
+    profile = told.get("profile", str(HERE.parent / "notebooks/params/quick.yaml"))
+    shared = [notebook, Path(profile).read_text()]
+    cells = {}
+    for values in product(*told["parameters"].values()):
+        cell = dict(zip(told["parameters"], values))
+        key = hashlib.sha256(json.dumps([*shared, cell]).encode()).hexdigest()[:KEY_LENGTH]
+        cells[
+            "-".join(f"{k}-{_label(v)}" for k, v in cell.items()).replace("/", "_") + f".{key}"
+        ] = cell
+    return Sweep(notebook, cells, profile, told.get("out", f"runs/{Path(path).stem}"))

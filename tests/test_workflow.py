@@ -1,0 +1,226 @@
+"""The workflow: what is current stays, what is missing is made, a kill loses nothing."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import yaml
+from conftest import GRID, ROOT, write_responses
+from lebel_tree import zscored
+
+from brainlib import results
+
+sys.path.append(str(ROOT / "workflow"))
+import zoo
+
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile")]
+TINY = {"window": 6.0, "hop": 4.0, "trs_per_step": 5, "rank": 2, "stages": [["all", 1]]}
+
+
+def snakemake(folder, *arguments, more=(), **options):
+    """The arguments of a call in a folder of its own, whose results go to `out`."""
+    profile = ["--workflow-profile", str(ROOT / "workflow/profiles/default")]
+    settings = ["--config", "grid=grid.yaml", "out=out", *more]
+    command = [*SNAKEMAKE, "--cores", "2", *profile, *arguments, *settings]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "BRAINLIB_CACHE": str(folder / "cache")}
+    return {"args": command, "cwd": folder, "env": environment, "text": True, **options}
+
+
+def call(folder, *arguments, **options):
+    done = subprocess.run(**snakemake(folder, *arguments, capture_output=True, **options))
+    logs = "\n".join(p.read_text()[-2000:] for p in (folder / "out/logs").glob("*.log"))
+    assert done.returncode == 0, done.stderr[-3000:] + logs[-3000:]
+    return done.stdout + done.stderr
+
+
+def counts(text):
+    """Jobs by rule, from the table of a dry run."""
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
+
+
+def write_grid(folder, each, **settings):
+    group = settings | {"each": each}
+    (folder / "grid.yaml").write_text(yaml.safe_dump({"groups": {"tiny": group}}, sort_keys=False))
+    return zoo.read_grid(folder / "grid.yaml")
+
+
+def pretend(folder, run, age=0.0):
+    """The files of a run that is done, some seconds ago."""
+    made = [folder / f"out/{run.stem}.json"]
+    made[0].parent.mkdir(exist_ok=True)
+    made[0].write_text("{}")
+    if run.keep_model:
+        made.append(folder / f"out/adapters/{run.stem}")
+        made[1].mkdir(parents=True)
+        made.append(made[1] / "adapter_config.json")
+        made[2].write_text("{}")
+    for path in reversed(made):
+        os.utime(path, (time.time() - age,) * 2)
+
+
+# ------------------------------------------------------------------ without a job
+def test_what_is_there_is_current_whatever_its_date(tmp_path):
+    runs = write_grid(tmp_path, {"seed": [0, 1, 2], "n_voxels": [8, 9]}, keep_model=True)
+    random.seed(0)
+    for run in runs:
+        pretend(tmp_path, run, age=random.uniform(0, 1e8))
+    assert "Nothing to be done" in call(tmp_path, "-n")
+    (tmp_path / f"out/{runs[3].stem}.json").unlink()
+    listed = call(tmp_path, "-n")
+    assert counts(listed) == {"tune_and_keep": 1, "zoo": 1} and runs[3].stem in listed
+
+
+def test_only_the_runs_that_changed_are_made_anew_and_the_old_files_are_listed(tmp_path):
+    runs = write_grid(tmp_path, {"seed": [0, 1, 2]})
+    for run in runs:
+        pretend(tmp_path, run)
+    changed = write_grid(tmp_path, {"seed": [0, 1, 3]})
+    old, new = runs[2].stem, changed[2].stem
+    listed = call(tmp_path, "-n")
+    assert counts(listed) == {"tune": 1, "zoo": 1}
+    assert new in listed and old not in listed
+    assert f"out/{old}.json" in call(tmp_path, "stale").splitlines()
+    assert zoo.orphans(changed, tmp_path / "out") == [tmp_path / f"out/{old}.json"]
+    call(tmp_path, "clean_stale")
+    left = {path.stem for path in (tmp_path / "out").glob("*.json")}
+    assert left == {run.stem for run in runs[:2]}
+
+
+def test_a_thousand_jobs_are_listed_in_seconds(tmp_path):
+    each = {"seed": list(range(10)), "stories": list(range(1, 21)), "n_voxels": list(range(5))}
+    assert len(write_grid(tmp_path, each)) == 1000
+    start = time.perf_counter()
+    assert counts(call(tmp_path, "-n")) == {"tune": 1000, "zoo": 1}
+    assert time.perf_counter() - start < 60  # some 6 s alone
+
+
+def test_parsing_the_workflow_needs_no_torch():
+    code = "import sys, zoo; zoo.read_grid()[0].stem; print('torch' in sys.modules)"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "workflow")])
+    environment = os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == "False\n", done.stderr
+
+
+# ------------------------------------------------------------------ a tiny grid
+@pytest.fixture
+def recordings(tmp_path):
+    """A tree of six stories of 40 s and two subjects of six voxels with little noise; the last two stories have repeats."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "tree"
+    for folder in ("stimuli", "derivative/TextGrids"):
+        (root / folder).mkdir(parents=True)
+    for name in "abcdef":
+        sound = 0.1 * rng.standard_normal(40 * 16_000)
+        soundfile.write(root / f"stimuli/{name}.wav", sound, 16_000)
+        (root / f"derivative/TextGrids/{name}.TextGrid").write_text(GRID.format(end=40))
+        for subject in ("S1", "S2"):
+            signal_ = rng.standard_normal((10, 6))
+            n_repeats = {"e": 3, "f": 4}.get(name, 1)
+            repeats = signal_ + 0.3 * rng.standard_normal((n_repeats, 10, 6))
+            path = root / f"derivative/preprocessed_data/{subject}/{name}.hf5"
+            write_responses(path, zscored(repeats.mean(0)), repeats if n_repeats > 1 else None)
+    (root / "derivative/respdict.json").write_text(json.dumps(dict.fromkeys("abcdef", 30)))
+    return root
+
+
+def tiny_runs(folder):
+    return write_grid(
+        folder,
+        {"subjects": [["S1"], ["S2"]], "seed": [0, 1, 2, 3]},
+        dataset="tree",
+        model="wavlm-pico",
+        changes=TINY,
+        voxels="all",
+        evaluate_on=["S1"],
+        keep_model=True,
+    )
+
+
+def finished(folder):
+    """{name: (when it was written, numbers)} of the runs that are done."""
+    entries = {p: json.loads(p.read_text()) for p in (folder / "out").glob("*.json")}
+    return {e["about"]["run"]: (p.stat().st_mtime_ns, e["numbers"]) for p, e in entries.items()}
+
+
+def attempts(folder):
+    """{name: how often its job came to its end}, by the logs."""
+    logs = (folder / "out/logs").glob("*.log")
+    return {p.name.split(".")[0]: len(re.findall(r": \d+ s$", p.read_text(), re.M)) for p in logs}
+
+
+def kill_midway(folder, n):
+    """Start, wait for so many runs, and kill snakemake with everything that it started."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen(**snakemake(folder, start_new_session=True, **quiet))
+    try:
+        end = time.monotonic() + 240
+        while len(finished(folder)) < n and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+
+def test_a_workflow_that_is_killed_goes_on_where_it_was(tmp_path, recordings):
+    runs = {run.name: run for run in tiny_runs(tmp_path)}
+    kill_midway(tmp_path, 3)
+    before = finished(tmp_path)
+    assert 3 <= len(before) < len(runs) == 8
+    call(tmp_path, "--unlock")  # the kill left the folder locked
+    call(tmp_path)
+    after = finished(tmp_path)
+    assert set(after) == set(runs)  # none is lost
+    assert {name: after[name] for name in before} == before  # none was run twice
+    assert max(attempts(tmp_path).values()) == 1
+    kept = {path.name for path in (tmp_path / "out/adapters").iterdir()}
+    assert kept == {run.stem for run in runs.values()}
+
+    chosen = runs["tiny-S2-1"]
+    (tmp_path / f"out/{chosen.stem}.json").unlink()
+    shutil.rmtree(tmp_path / "cache")  # nothing is left of the run but its settings
+    call(tmp_path)
+    again = finished(tmp_path)
+    assert [name for name in runs if again[name][0] != after[name][0]] == [chosen.name]
+    assert again[chosen.name][1] == after[chosen.name][1]  # the same numbers
+    assert "Nothing to be done" in call(tmp_path)
+    table = results.load_zoo(tmp_path / "out")
+    assert set(table.run) == set(runs) and set(table.tuned_on) == {"S1", "S2"}
+
+
+# ------------------------------------------------------------------ sweeps
+def test_a_sweep_is_all_combinations_and_one_table(tmp_path, ds):
+    told = {"notebook": "01_data_loading", "out": "out"}
+    told["parameters"] = {"subjects": [["SIM01"], ["SIM02"]], "seed": [0, 1]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(told))
+    write_grid(tmp_path, {"seed": [0]})
+    (tmp_path / "out/logs").mkdir(parents=True)
+    listed = call(tmp_path, "sweep", "-n", more=["sweep=sweep.yaml"])
+    assert counts(listed) == {"notebook": 4, "sweep": 1}
+
+    sweep = zoo.read_sweep(tmp_path / "sweep.yaml")
+    assert [c["seed"] for c in sweep.cells.values()].count(1) == 2
+    first = next(iter(sweep.cells))
+    words = sweep.arguments(first, "out/cells/one.json")
+    assert words.startswith("01_data_loading --params") and "-p subjects '[\"SIM0" in words
+    for i, cell in enumerate(sweep.cells):
+        results.record(tmp_path / f"out/cells/{cell}.json", {"r": i}, dataset=ds)
+    call(tmp_path, "sweep", more=["sweep=sweep.yaml"])
+    table = pd.read_csv(tmp_path / "out/table.csv")
+    assert list(table["numbers.r"]) == [0, 1, 2, 3] and len(table["parameters.seed"]) == 4
+    changed = told | {"parameters": {"subjects": [["SIM01"]], "sed": [0]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(changed | {"parametres": {}}))
+    with pytest.raises(ValueError, match="unknown: .'parametres'"):
+        zoo.read_sweep(tmp_path / "sweep.yaml")
