@@ -166,7 +166,7 @@ def kill_midway(folder, n):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = subprocess.Popen(**snakemake(folder, start_new_session=True, **quiet))
     try:
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while len(finished(folder)) < n and running.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
     finally:
