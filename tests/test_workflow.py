@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 import yaml
+import zoo_facts
 from conftest import GRID, ROOT, write_responses
 from lebel_tree import zscored
 
@@ -22,6 +23,8 @@ from brainlib import results
 
 sys.path.append(str(ROOT / "workflow"))
 import zoo
+
+load_zoo = results.load_zoo
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow/Snakefile")]
 TINY = {"window": 6.0, "hop": 4.0, "trs_per_step": 5, "rank": 2, "stages": [["all", 1]]}
@@ -224,3 +227,25 @@ def test_a_sweep_is_all_combinations_and_one_table(tmp_path, ds):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(changed | {"parametres": {}}))
     with pytest.raises(ValueError, match="unknown: .'parametres'"):
         zoo.read_sweep(tmp_path / "sweep.yaml")
+
+
+# ------------------------------------------------------------------ the page
+def test_the_page_has_every_run_its_cost_and_what_is_missing(tmp_path, monkeypatch):
+    rows = []
+    for name, tuned, score in (("pretrained", "", 0.5), ("whole-cortex-SIM01", "SIM01", 0.6)):
+        shared = {"run": name, "tuned_on": tuned, "region": "all voxels", "seconds": 720}
+        for kind in zoo_facts.KINDS:
+            for story, extra in (("c", -0.01), ("d", 0.01)):
+                where = {"subject": "SIM01", "kind": kind, "story": story}
+                rows.append(shared | where | {"normalised": score + extra, "change": score - 0.5})
+    table = pd.DataFrame(rows)
+    table.attrs = {"learning_curves": {"pretrained": [], "whole-cortex-SIM01": []}}
+    monkeypatch.setattr(results, "load_zoo", lambda: table)
+    facts = zoo_facts.facts()
+    assert len(facts["ZOO_TABLE"].splitlines()) == 4
+    assert "| `whole-cortex-SIM01` | SIM01 | 0.600 [" in facts["ZOO_TABLE"]
+    assert "| 0.100 [0.100, 0.100] | 720 |" in facts["ZOO_TABLE"]
+    assert "`whole-cortex-SIM02`" in facts["ZOO_MISSING"]
+    assert "| 1,000 | 8.3 days | 4.2 days | 2.0 h | 8.3 days |" in facts["ZOO_COSTS"]
+    monkeypatch.setattr(results, "load_zoo", lambda: load_zoo(tmp_path))  # no run at all
+    assert "0 of" in zoo_facts.facts()["ZOO_MISSING"]

@@ -121,9 +121,11 @@ def markdown_table(header: list, rows: list) -> str:
 
 def measured() -> dict[str, str]:
     """Numbers that the prose names as @@NAME@@, from the assets themselves."""
-    from fireside_facts import facts
+    import fireside_facts
+    import zoo_facts
 
-    numbers = embedded_stories() | facts() | whisper() | embedded_model()
+    numbers = embedded_stories() | fireside_facts.facts() | whisper() | embedded_model()
+    numbers |= zoo_facts.facts()
     numbers |= recordings() | reading_times()
     return {k: str(v) for k, v in numbers.items()}
 
