@@ -340,12 +340,22 @@ def evaluate(
     states = _states(encoder, ds, stories=stories, layers=layers, **settings)
     low = _low_level(ds, stories, settings.get("kernel", "lanczos")) if beyond_low_level else None
     tables = {}
-    for subject in subjects:
-        options = {"on": on, "repeats": repeats, "noise_free": noise_free}
-        target = _Target.of(ds, subject, voxels, train=train or ds.split["train"], **options)
-        alone = _predict(low, target.responses, target.stories) if low else None
+    options = {"on": on, "repeats": repeats, "noise_free": noise_free}
+    options["train"] = train or ds.split["train"]
+    for group in _ridge_groups(ds, subjects):
+        targets = {s: _Target.of(ds, s, voxels, **options) for s in group}
+        responses = {
+            story: np.hstack([target.responses[story] for target in targets.values()])
+            for story in options["train"]
+        }
+        alone = _predict(low, responses, ds.split[on]) if low else None
         for layer in layers:
-            tables[subject, layer] = _rows(target, states[layer], low, alone, each_story)
+            predicted = _predictions(states[layer], low, alone, responses, ds.split[on])
+            first = 0
+            for subject, target in targets.items():
+                columns = slice(first, first := first + len(target.ceiling))
+                own = {name: [y[:, columns] for y in part] for name, part in predicted.items()}
+                tables[subject, layer] = _rows(target, own, each_story)
     names = ["subject", "layer", "region", *["story"] * each_story]
     return pd.concat(tables, names=names).reset_index()
 
@@ -358,17 +368,37 @@ def _low_level(ds, stories, kernel):
     }
 
 
-def _rows(target, states, low, alone, each_story):
-    """The rows of `evaluate` for a subject and a layer; `alone` is what the low-level features `low` predict."""
-    r, score = target.score(_predict(states, target.responses, target.stories)[0])
-    parts = {"r": r, "normalised": score}  # each of shape (n_stories, n_regions)
+def _ridge_groups(ds, subjects, most: int = 50_000) -> list[list[str]]:
+    """Subjects that share one ridge, as they were presented the same stories: so many that their voxels fit into memory."""
+    groups, n_voxels = [[]], 0
+    for subject in subjects:
+        n_voxels += ds.n_voxels(subject)
+        if groups[-1] and n_voxels > most:
+            groups.append([])
+            n_voxels = ds.n_voxels(subject)
+        groups[-1].append(subject)
+    return groups
+
+
+def _predictions(states, low, alone, responses, stories) -> dict:
+    """Lists of arrays, one per story: by the states, by the low-level features `low` (that is, `alone`), and by both."""
+    found = {"states": _predict(states, responses, stories)[0]}
     if low is not None:
         groups = [next(iter(x.values())).shape[1] for x in (states, low)]
         joint = {s: np.hstack([states[s], low[s]]) for s in states}
-        both, cv_score = _predict(joint, target.responses, target.stories, groups=groups)
-        both = [np.where(cv_score > alone[1], *pair) for pair in zip(both, alone[0])]
-        parts["low_level"] = target.score(alone[0])[1]
-        parts["beyond_low_level"] = target.score(both)[1] - parts["low_level"]
+        both, cv_score = _predict(joint, responses, stories, groups=groups)
+        found["low"] = alone[0]
+        found["both"] = [np.where(cv_score > alone[1], *pair) for pair in zip(both, alone[0])]
+    return found
+
+
+def _rows(target, predicted, each_story):
+    """The rows of `evaluate` for a subject and a layer."""
+    r, score = target.score(predicted["states"])
+    parts = {"r": r, "normalised": score}  # each of shape (n_stories, n_regions)
+    if "low" in predicted:
+        parts["low_level"] = target.score(predicted["low"])[1]
+        parts["beyond_low_level"] = target.score(predicted["both"])[1] - parts["low_level"]
     if each_story:
         return pd.DataFrame(
             {name: x.set_axis(target.stories).unstack() for name, x in parts.items()}

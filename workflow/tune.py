@@ -111,30 +111,19 @@ def tuned_voxels(run: Run, ds, subject) -> np.ndarray:
 
 
 def scores(run: Run, ds, tuner: BrainTuner) -> dict:
-    """Scores of the test stories by subject and kind of response: {region: {score: [a number per story]}}.
-
-    "beyond low level" is computed for the subjects that were tuned on, and wherever only one is evaluated.
-    """
+    """Scores of the test stories by subject and kind of response: {region: {score: [a number per story]}}."""
     recipe, encoder = tuner.recipe, tuner.encoder
     what = {"layers": recipe.layer % encoder.layers, "voxels": f"ceiling > {FLOOR}"}
-    what |= {"window": recipe.window, "hop": recipe.hop, "each_story": True}
-    found = {}
-    for subject in run.evaluate_on:
-        own = subject in run.subjects or len(run.evaluate_on) == 1
-        kinds = {"noisy": False, "noise_free": True} if ds.simulated else {"noisy": False}
-        found[subject] = {
-            kind: by_region(
-                evaluation.evaluate(
-                    encoder,
-                    ds,
-                    subjects=subject,
-                    noise_free=noise_free,
-                    beyond_low_level=own,
-                    **what,
-                )
-            )
-            for kind, noise_free in kinds.items()
-        }
+    what |= {"window": recipe.window, "hop": recipe.hop}
+    what |= {"each_story": True, "beyond_low_level": True}
+    found = {subject: {} for subject in run.evaluate_on}
+    kinds = {"noisy": False, "noise_free": True} if ds.simulated else {"noisy": False}
+    for kind, noise_free in kinds.items() if run.evaluate_on else ():
+        table = evaluation.evaluate(
+            encoder, ds, subjects=run.evaluate_on, noise_free=noise_free, **what
+        )
+        for subject, rows in table.groupby("subject", sort=False):
+            found[subject][kind] = by_region(rows)
     return found
 
 
