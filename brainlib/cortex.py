@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.preprocessing import normalize
 
-from .runtime import atomic, cache_dir
+from .runtime import atomic, cache_dir, read_arrays, read_json, reading, require
 from .surface import N_VERTICES
 
 VERSION = 2  # of what is computed and kept; raise it when that changes
@@ -84,11 +84,14 @@ def read(root, subject: str) -> SimpleNamespace:
     stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
     key = hashlib.blake2b(repr([*stamps, SAMPLES, VERSION]).encode(), digest_size=8).hexdigest()
     cached = cache_dir("cortex") / f"{subject}-{key}.npz"
-    if not cached.exists():
-        arrays = _build(files)
+    try:
+        arrays = read_arrays(cached, "a subject's anatomy")
+    except (OSError, ValueError):  # not kept yet, or broken
+        with reading(files["coord"].parents[2], "the whole anatomy of one subject"):
+            arrays = _build(files)
         with atomic(cached) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)
-    arrays = SimpleNamespace(**np.load(cached))
+    arrays = SimpleNamespace(**arrays)
     matrix = sparse.csr_matrix(
         (arrays.data, arrays.indices, arrays.indptr), shape=tuple(arrays.shape)
     )
@@ -152,7 +155,7 @@ def _files(base: Path, subject: str) -> dict[str, Path]:
     surfaces = base / "pycortex-db" / subject / "surfaces"
     freesurfer = base / "freesurfer_subjdir" / subject
     names = base / "subject_xfms.json"
-    transforms = json.loads(names.read_text()) if names.exists() else {}
+    transforms = read_json(names, "transforms by subject") if names.exists() else {}
     transform = surfaces.parent / "transforms" / transforms.get(subject, f"{subject}_auto")
     files = {"mask": transform / "mask_thick.nii.gz", "coord": transform / "matrices.xfm"}
     has_hcp = all((freesurfer / "label" / f"{h}.HCPMMP1.annot").exists() for h in SIDES)
@@ -196,10 +199,10 @@ def _build(files: dict[str, Path]) -> dict[str, np.ndarray]:
         votes.append((by_label @ sampled).toarray())
         names += half.names
     matrix = normalize(sparse.vstack(matrices).tocsr(), norm="l1")
-    if not matrix.nnz:
-        raise ValueError(
-            f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one subject are expected"
-        )
+    require(
+        matrix.nnz,
+        f"{files['coord']}: no vertex falls into the mask; transform and surfaces of one subject are expected",
+    )
     left, right = n_points
     votes = np.concatenate(votes)
     in_cortex = np.diff(matrix.tocsc().indptr) > 0
@@ -236,10 +239,10 @@ def _hemisphere(files, h) -> SimpleNamespace:
         codes=codes,
     )
     sizes = {name: len(values) for name, values in vars(half).items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"{files[f'{h} pia'].parents[1].name} {h}: surfaces of different vertices {sizes}; one subject's files are expected"
-        )
+    require(
+        len(set(sizes.values())) == 1,
+        f"{files[f'{h} pia'].parents[1].name} {h}: surfaces of different vertices {sizes}; one subject's files are expected",
+    )
     half.names = [re.sub(r"^[LR]_|_ROI$", "", name.decode()) for name in names]
     return half
 

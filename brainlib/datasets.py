@@ -7,7 +7,6 @@ of each voxel; `Dataset` is all of them, with the split and what is computed ove
 from __future__ import annotations
 
 import difflib
-import json
 import warnings
 from functools import cached_property, lru_cache
 from importlib.metadata import entry_points
@@ -18,12 +17,23 @@ import pandas as pd
 
 from . import cortex, encoding
 from .files import hf5_shape, read_hf5, zscore
+from .runtime import read_arrays, read_json, reading, require
 from .stories import Story
+from .surface import N_VERTICES
 from .timing import DS003020, Clock
 
 AUDIO_KINDS = (".wav", ".flac", ".ogg", ".mp3")
 DERIVATIVE = "derivative"  # singular, as on OpenNeuro
 RESPONSES = "preprocessed_data"
+DESCRIBES = "what a data set says of itself"  # dataset_description.json
+IN_A_TABLE = {  # derivative/<folder>/<subject>.npz: what its arrays hold, and whether they do
+    "rois": ("True or False", lambda x: np.isin(x, (0, 1)).all()),
+    "fsaverage5": (
+        "vertices of fsaverage5, or -1",
+        lambda x: x.dtype.kind in "iu" and np.all((x >= -1) & (x < 2 * N_VERTICES)),
+    ),
+    "truth": ("finite numbers", lambda x: np.isfinite(x).all()),
+}
 NOT_LEVELS = ("snr", "hrf_peak", "shared")  # columns of a simulated subject's truth
 
 
@@ -75,6 +85,34 @@ def load(
     return Dataset(folder, **options)
 
 
+def as_list(names) -> list:
+    """One name, or several, as a list."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+def chosen(names, known, *, what: str, of: str) -> list[str]:
+    """A choice of subjects or stories as a list: one name or several, all that are known for None.
+
+    Raises
+    ------
+    ValueError
+        For none at all, and for one that comes twice.
+    KeyError
+        For one that is not known; close ones are suggested.
+    """
+    names = as_list(known if names is None else names)
+    require(
+        names and len(set(names)) == len(names),
+        f"{of}: each {what} of {names}; expected at least one, and none twice (leave it out for all)",
+    )
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 3, 0.5)
+            hint = f"did you mean {close}?" if close else f"it has {list(known)}"
+            raise KeyError(f"{of} has no {what} {name!r}; {hint}")
+    return names
+
+
 def read_clock(description: dict, *, path: Path) -> Clock:
     """TR, first row and trimming of a ``dataset_description.json``; what it does not state is as in ds003020.
 
@@ -88,11 +126,11 @@ def read_clock(description: dict, *, path: Path) -> Clock:
     trimmed = description.get("VolumesTrimmed", list(DS003020.trimmed))
     valid_times = all(isinstance(x, (int, float)) for x in (tr, first)) and tr > 0
     pair = isinstance(trimmed, (list, tuple)) and len(trimmed) == 2
-    if not (valid_times and pair and all(isinstance(n, int) and n >= 0 for n in trimmed)):
-        raise ValueError(
-            f"{path}: RepetitionTime {tr!r}, FirstRowTime {first!r}, VolumesTrimmed {trimmed!r}; expected "
-            "seconds above 0, seconds after sound onset, and [volumes cut at the start, at the end]"
-        )
+    require(
+        valid_times and pair and all(isinstance(n, int) and n >= 0 for n in trimmed),
+        f"{path}: RepetitionTime {tr!r}, FirstRowTime {first!r}, VolumesTrimmed {trimmed!r}; expected "
+        "seconds above 0, seconds after sound onset, and [volumes cut at the start, at the end]",
+    )
     if tr != DS003020.tr and "FirstRowTime" not in description:
         warnings.warn(
             f"{path}: RepetitionTime {tr:g} s without FirstRowTime; row 0 is taken to be centred {first:g} s "
@@ -108,26 +146,28 @@ class Tree:
     def __init__(self, root, *, prepare=None, description=None, subjects=None, voxel_step: int = 1):
         self.root = Path(root)
         self.voxel_step = int(voxel_step)
-        if self.voxel_step < 1:
-            raise ValueError(f"voxel_step={voxel_step}; expected one voxel in 1, 2, 3, ...")
+        require(
+            self.voxel_step >= 1,
+            f"voxel_step={voxel_step}; expected one voxel in 1, 2, 3, ...",
+        )
         self._prepare = prepare
         self._fetched = set()
         self.filled: dict[tuple[str, str], int] = {}  # (subject, story): NaNs replaced by 0
         path = self.root / "dataset_description.json"
-        self.description = json.loads(path.read_text()) if path.exists() else {}
+        self.description = read_json(path, DESCRIBES) if path.exists() else {}
         self.description |= description or {}
         self.name = self.description.get("Name", self.root.name)
         self.simulated = bool(self.description.get("Simulated", False))
         self.clock = read_clock(self.description, path=path)
         self.tr = self.clock.tr  # seconds from one response row to the next
         volumes = self.root / DERIVATIVE / "respdict.json"
-        self._volumes = json.loads(volumes.read_text()) if volumes.exists() else {}
-        self.stories = list(self.description.get("Stories") or self._stories_on_disk())
-        self.subjects = list(self.description.get("Subjects") or self._subjects_on_disk())
-        self._chosen = [subjects] if isinstance(subjects, str) else list(subjects or ())
-        for subject in self._chosen:
-            self._check_name(subject, self.subjects, "subject")
-        self.subjects = self._chosen or self.subjects
+        stated = read_json(volumes, "volumes per story") if volumes.exists() else {}
+        with reading(volumes, "volumes per story"):
+            self._volumes = {story: int(n) for story, n in stated.items()}
+        self.stories = as_list(self.description.get("Stories") or self._stories_on_disk())
+        self.subjects = as_list(self.description.get("Subjects") or self._subjects_on_disk())
+        self._all_subjects = subjects is None
+        self.subjects = chosen(subjects, self.subjects, what="subject", of=self.name)
 
     def _stories_on_disk(self) -> list[str]:
         """Stories with a TextGrid, or with both sound and responses; all sounds without any of these."""
@@ -164,6 +204,7 @@ class Tree:
             grid_path=self.root / DERIVATIVE / "TextGrids" / f"{name}.TextGrid",
             n_rows=lambda: self._n_rows(name),
             clock=self.clock,
+            volumes=self._volumes.get(name),
             prepare=lambda what: self.fetch([], [name], what=[what]),
         )
 
@@ -198,7 +239,7 @@ class Tree:
         subjects, stories : str or list of str
         what : subset of {"stimuli", "textgrids", "responses", "cortex"}
         """
-        subjects, stories = ([x] if isinstance(x, str) else list(x) for x in (subjects, stories))
+        subjects, stories = as_list(subjects), as_list(stories)
         pairs = [(subject, story) for subject in [*subjects, ""] for story in [*stories, ""]]
         missing = {(kind, *pair) for kind in what for pair in pairs} - self._fetched
         if self._prepare is not None and missing:
@@ -206,10 +247,7 @@ class Tree:
         self._fetched |= missing
 
     def _check_name(self, name, names, kind):
-        if name not in names:
-            close = difflib.get_close_matches(str(name), names, 3, 0.5)
-            hint = f"did you mean {close}?" if close else f"it has {names}"
-            raise KeyError(f"{self.name} has no {kind} {name!r}; {hint}")
+        chosen([name], names, what=kind, of=self.name)
 
 
 class Responses(Tree):
@@ -248,13 +286,16 @@ class Responses(Tree):
             return self._zscored(mean, subject, story)
         data, path = self._read(subject, story, "data", voxels)
         once = hf5_shape(path)[0] == 1  # the mean of repeats has less spread than one
-        return self._zscored(data, subject, story, warn_unscaled=once)
+        data = self._zscored(data, subject, story, warn_unscaled=once)
+        if data.size and not data.any():
+            warnings.warn(f"{path}: no voxel varies; its responses are all 0", stacklevel=2)
+        return data
 
     def _check_simulated(self, what):
-        if not self.simulated:
-            raise ValueError(
-                f"{self.name} holds recordings: their {what} not known; a noise ceiling says what noise permits"
-            )
+        require(
+            self.simulated,
+            f"{self.name} holds recordings: their {what} not known; a noise ceiling says what noise permits",
+        )
 
     def repeats(self, subject: str, story: str, *, voxels=None) -> np.ndarray:
         """Responses to each repeat of a repeated story: (n_repeats, n_trs, n_voxels), each z-scored. See `responses`.
@@ -412,11 +453,11 @@ class Anatomy(Responses):
         path = self._any_response_file(subject)
         in_mask = anatomy.matrix.shape[1]
         n_voxels = in_mask if path is None else hf5_shape(path)[2]
-        if n_voxels != in_mask:
-            raise ValueError(
-                f"{path}: {n_voxels} columns, but {subject}'s mask holds {in_mask} voxels; is it "
-                "another subject's?"
-            )
+        require(
+            n_voxels == in_mask,
+            f"{path}: {n_voxels} columns, but {subject}'s mask holds {in_mask} voxels; is it "
+            "another subject's?",
+        )
         return anatomy
 
     def _arrays(self, folder, subject) -> dict[str, np.ndarray]:
@@ -426,7 +467,20 @@ class Anatomy(Responses):
         path = self.root / DERIVATIVE / folder / f"{subject}.npz"
         if not path.exists():
             return {}
-        return {name: values[:: self.voxel_step] for name, values in np.load(path).items()}
+        what, valid = IN_A_TABLE[folder]
+        arrays = read_arrays(path, f"per voxel {what}")
+        response = self._any_response_file(subject)
+        length = (
+            len(next(iter(arrays.values()), ())) if response is None else hf5_shape(response)[2]
+        )
+        with reading(path, f"per voxel {what}"):
+            wrong = [n for n, x in arrays.items() if x.shape != (length,) or not valid(x)]
+        require(
+            arrays and not wrong,
+            f"{path}: {wrong or 'nothing'} not of shape ({length},) or of another kind; expected per voxel {what}: "
+            "write it again",
+        )
+        return {name: values[:: self.voxel_step] for name, values in arrays.items()}
 
 
 class Dataset(Anatomy):
@@ -485,8 +539,12 @@ class Dataset(Anatomy):
         As the data set states it, else by repeats (see `split_by_repeats`).
         """
         if "Split" in self.description:
-            return {part: list(names) for part, names in self.description["Split"].items()}
-        subjects = self._chosen or self.subjects[:1]
+            expected = "a Split into train, val and test stories that do not overlap"
+            with reading(self.root / "dataset_description.json", expected):
+                stated = self.description["Split"]
+                chosen(sum(stated.values(), []), self.stories, what="story", of=self.name)
+                return {part: list(stated[part]) for part in ("train", "val", "test")}
+        subjects = self.subjects[:1] if self._all_subjects else self.subjects
         self.fetch(subjects[:1], self.stories, what=["responses"])
         n_repeats = {
             story: self.n_repeats(subjects[0], story)
@@ -499,6 +557,23 @@ class Dataset(Anatomy):
                 f"{DERIVATIVE}/{RESPONSES}/<subject>/<story>.hf5"
             )
         return split_by_repeats(n_repeats)
+
+    def training_stories(self, stories=None, *, apart_from=("val", "test")) -> list[str]:
+        """Stories to train or fit on: those given, or all of the split; at least one, none of the parts `apart_from`.
+
+        Raises
+        ------
+        ValueError
+            For no story, or one that the model is chosen or scored by.
+        """
+        picked = self.split["train"] if stories is None else stories
+        picked = chosen(picked, self.stories, what="story", of=self.name)
+        held_out = sorted(set(picked) & {s for part in apart_from for s in self.split[part]})
+        require(
+            not held_out,
+            f"training stories of {self.name}: {held_out} are held out; expected none of {list(apart_from)}",
+        )
+        return picked
 
     def has_repeats(self, subject: str, *, split: str = "test") -> bool:
         """Whether every story of a split was presented to the subject more than once."""
@@ -517,11 +592,11 @@ class Dataset(Anatomy):
         ValueError
             If the stories were presented once (see `has_repeats`).
         """
-        if not self.has_repeats(subject, split=split):
-            raise ValueError(
-                f"{self.name}: {split} stories {self.split[split]} were presented to {subject} once; a noise "
-                "ceiling needs repeats (ask has_repeats first)"
-            )
+        require(
+            self.has_repeats(subject, split=split),
+            f"{self.name}: {split} stories {self.split[split]} were presented to {subject} once; a noise "
+            "ceiling needs repeats (ask has_repeats first)",
+        )
         repeats = slice(None) if repeats is None else repeats
         return encoding.noise_ceiling(
             self.repeats(subject, story)[repeats] for story in self.split[split]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from .runtime import pick_device
+from .runtime import pick_device, require
 from .timing import fir
 
 BATCH_VOXELS = 4_000  # on the device at a time
@@ -174,10 +174,10 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         if isinstance(X, (list, tuple)):
             return [self.predict(x) for x in X]
         x = np.asarray(X)
-        if x.ndim != 2 or x.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"features of shape {x.shape}; expected (n_trs, {self.n_features_in_}), as in fit"
-            )
+        require(
+            x.ndim == 2 and x.shape[1] == self.n_features_in_,
+            f"features of shape {x.shape}; expected (n_trs, {self.n_features_in_}), as in fit",
+        )
         design = self._delayed(x)
         rows = design @ self._train.T if self.kernel_ else design
         return rows @ self._solution + self.y_mean_
@@ -189,19 +189,19 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
 
 
 def _check_lists(X, Y):
-    if len(X) != len(Y) or not len(X):
-        raise ValueError(
-            f"{len(X)} stories of features but {len(Y)} of responses: one array a story in each list"
-        )
+    require(
+        len(X) == len(Y) and len(X),
+        f"{len(X)} stories of features but {len(Y)} of responses: one array a story in each list",
+    )
     for i, (x, y) in enumerate(zip(X, Y)):
-        if np.ndim(x) != 2 or np.ndim(y) != 2 or len(x) != len(y):
-            raise ValueError(
-                f"story {i}: features {np.shape(x)} and responses {np.shape(y)}; expected (n_trs, n_features) and (n_trs, n_voxels)"
-            )
-        if not np.isfinite(x).all() or not np.isfinite(y).all():
-            raise ValueError(
-                f"story {i}: NaN or infinite values; Dataset.responses fills and counts them"
-            )
+        require(
+            np.ndim(x) == np.ndim(y) == 2 and len(x) == len(y),
+            f"story {i}: features {np.shape(x)} and responses {np.shape(y)}; expected (n_trs, n_features) and (n_trs, n_voxels)",
+        )
+        require(
+            np.isfinite(x).all() and np.isfinite(y).all(),
+            f"story {i}: NaN or infinite values; Dataset.responses fills and counts them",
+        )
     return [np.asarray(x) for x in X], [np.asarray(y) for y in Y]
 
 
@@ -335,10 +335,10 @@ def noise_ceiling(repeats) -> np.ndarray:
     stories = [repeats] if isinstance(repeats, np.ndarray) else repeats
     n_trs, share = 0, 0.0
     for story in stories:
-        if np.ndim(story) != 3 or len(story) < 2:
-            raise ValueError(
-                f"repeats of shape {np.shape(story)}; expected (n_repeats, n_trs, n_voxels) with at least two repeats"
-            )
+        require(
+            np.ndim(story) == 3 and len(story) >= 2,
+            f"repeats of shape {np.shape(story)}; expected (n_repeats, n_trs, n_voxels) with at least two repeats",
+        )
         n = len(story)
         of_mean = story.mean(0, dtype=np.float64).var(0)
         of_one = sum(one.var(0, dtype=np.float64) for one in story) / n
@@ -364,10 +364,10 @@ def story_blocks(n_trs: int, *, lengths=None, block: int = 10) -> list[list[np.n
     blocks : list, by story, of lists of index arrays
     """
     lengths = [n_trs] if lengths is None else list(lengths)
-    if sum(lengths) != n_trs or min(lengths) < 2 * block:
-        raise ValueError(
-            f"{n_trs} TRs in stories of {lengths}; expected as many in all, and in each at least two blocks of {block}"
-        )
+    require(
+        sum(lengths) == n_trs and min(lengths) >= 2 * block,
+        f"{n_trs} TRs in stories of {lengths}; expected as many in all, and in each at least two blocks of {block}",
+    )
     stories = np.split(np.arange(n_trs), np.cumsum(lengths)[:-1])
     return [np.array_split(rows, len(rows) // block) for rows in stories]
 
@@ -393,8 +393,10 @@ def permutation_test(
         One-sided, ``(1 + hits) / (1 + n)`` (Phipson & Smyth 2010), so never 0.
     """
     y, y_hat = np.asarray(y, np.float64), np.asarray(y_hat, np.float64)
-    if y.shape != y_hat.shape:
-        raise ValueError(f"shapes {y.shape} and {y_hat.shape}; expected equal ones")
+    require(
+        y.shape == y_hat.shape,
+        f"shapes {y.shape} and {y_hat.shape}; expected equal ones",
+    )
     stories = story_blocks(len(y), lengths=lengths, block=block)
     if math.prod(math.factorial(len(blocks)) for blocks in stories) < math.factorial(7):
         warnings.warn(

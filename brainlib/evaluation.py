@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from . import lowlevel
+from .datasets import chosen
 from .encoding import RidgeEncoder, correlation
+from .runtime import require
 from .scores import FLOOR, by_region, by_story, interval, levels, normalised
 from .speech import features_at_trs
 from .timing import fir
@@ -45,10 +47,10 @@ def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
     if threshold is not None:
         return np.flatnonzero(_choosing_ceiling(ds, subject) > threshold)
     masks = ds.rois(subject)
-    if rule not in masks:
-        raise ValueError(
-            f"no voxels {rule!r}; expected 'all', 'ceiling > {FLOOR}' (and the like), or one of {sorted(masks)}"
-        )
+    require(
+        rule in masks,
+        f"no voxels {rule!r}; expected 'all', 'ceiling > {FLOOR}' (and the like), or one of {sorted(masks)}",
+    )
     return np.flatnonzero(masks[rule])
 
 
@@ -90,10 +92,10 @@ def _ceiling_threshold(rule):
     if not rule.startswith("ceiling"):
         return None
     number = re.fullmatch(r"ceiling\s*>\s*(0?\.\d+|[01](?:\.\d*)?)\s*", rule)
-    if number is None or float(number[1]) >= 1:
-        raise ValueError(
-            f"rule {rule!r} cannot be read; expected 'ceiling > ' and a number from 0 to 1, as in 'ceiling > {FLOOR}'"
-        )
+    require(
+        number is not None and float(number[1]) < 1,
+        f"rule {rule!r} cannot be read; expected 'ceiling > ' and a number from 0 to 1, as in 'ceiling > {FLOOR}'",
+    )
     return float(number[1])
 
 
@@ -101,11 +103,11 @@ def _choosing_ceiling(ds, subject):
     """Noise ceiling to choose voxels by: of the validation stories, else of every second repeat of the test stories."""
     if _repeated(ds, subject, "val"):
         return ds.noise_ceiling(subject, split="val")
-    if not _repeated(ds, subject, "test", 3):
-        raise ValueError(
-            f"{ds.name}: no repeats to choose voxels of {subject} by: none of a validation story, and too few of the "
-            "test story to share between choosing and scoring; expected a region or 'all' instead of a ceiling"
-        )
+    require(
+        _repeated(ds, subject, "test", 3),
+        f"{ds.name}: no repeats to choose voxels of {subject} by: none of a validation story, and too few of the "
+        "test story to share between choosing and scoring; expected a region or 'all' instead of a ceiling",
+    )
     warnings.warn(
         "voxels chosen by every second repeat of the test story: score on the others (evaluation.scored_repeats)",
         stacklevel=3,
@@ -226,7 +228,7 @@ def voxelwise_predictions(
     predictions : dict of arrays of shape (n_trs, n_voxels), by layer
         The stories of the split end to end, as `measured` has them.
     """
-    train, scored = list(train or ds.split["train"]), ds.split[on]
+    train, scored = ds.training_stories(train, apart_from=[on]), ds.split[on]
     ds.fetch([subject], [*train, *scored], what=["stimuli", "responses"])
     responses = {s: ds.responses(subject, s, voxels=voxels, noise_free=noise_free) for s in train}
     states = _states(encoder, ds, stories=[*train, *scored], layers=layers, **settings)
@@ -333,20 +335,20 @@ def evaluate(
         `normalised_margin`, half of its 95 % interval over the stories (NaN for one story). With `beyond_low_level` also
         `low_level` (normalised, those features alone), `beyond_low_level` (joint less low-level) and `beyond_margin`.
     """
-    subjects = [subjects] if isinstance(subjects, str) else list(subjects or ds.subjects)
+    subjects = chosen(subjects, ds.subjects, what="subject", of=ds.name)
+    train = ds.training_stories(train, apart_from=[on])
     layers = range(encoder.layers) if layers is None else np.atleast_1d(layers).tolist()
-    stories = [*(train or ds.split["train"]), *ds.split[on]]
+    stories = [*train, *ds.split[on]]
     ds.fetch(subjects, stories, what=["stimuli", "responses"])
     states = _states(encoder, ds, stories=stories, layers=layers, **settings)
     low = _low_level(ds, stories, settings.get("kernel", "lanczos")) if beyond_low_level else None
     tables = {}
-    options = {"on": on, "repeats": repeats, "noise_free": noise_free}
-    options["train"] = train or ds.split["train"]
+    options = {"on": on, "repeats": repeats, "noise_free": noise_free, "train": train}
     for group in _ridge_groups(ds, subjects):
         targets = {s: _Target.of(ds, s, voxels, **options) for s in group}
         responses = {
             story: np.hstack([target.responses[story] for target in targets.values()])
-            for story in options["train"]
+            for story in train
         }
         alone = _predict(low, responses, ds.split[on]) if low else None
         for layer in layers:
@@ -494,8 +496,10 @@ def other_story(ds):
         group = next(names for names in ds.split.values() if story in names)
         if len(group) == 1:
             group = list(dict.fromkeys([*group, *ds.split["train"], *ds.split["val"]]))
-        if len(group) < 2:
-            raise ValueError(f"{ds.name} has no other story than {story!r} to take responses from")
+        require(
+            len(group) >= 2,
+            f"{ds.name} has no other story than {story!r} to take responses from",
+        )
         y = ds.responses(subject, group[(group.index(story) + 1) % len(group)])
         return np.resize(y, (len(ds.story(story).tr_times), y.shape[1]))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .files import RATE
+from .runtime import reading, require
 
 
 class Family:
@@ -249,17 +250,16 @@ def load_family(source, config):
     """
     from transformers import AutoFeatureExtractor
 
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"{source}: a {config.model_type!r} model; expected one of {tuple(FAMILIES)}"
-        )
+    require(
+        config.model_type in FAMILIES,
+        f"{source}: a {config.model_type!r} model; expected one of {tuple(FAMILIES)}",
+    )
     family = FAMILIES[config.model_type]
-    try:
+    preprocessors = ("preprocessor_config.json", "processor_config.json")
+    if isinstance(source, Path) and not any((source / name).exists() for name in preprocessors):
+        return family(config, family.default_extractor(config))
+    with reading(source, "a model whose preprocessor_config.json is whole"):
         extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError):
-        if not isinstance(source, Path):
-            raise
-        extractor = family.default_extractor(config)
     return family(config, extractor)
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .runtime import reading, require
+
 BLOCK_BYTES = 64_000_000  # of a response file read at a time
 RATE = 16_000  # Hz, of all audio in brainlib
+SMALLEST_SPREAD = 1e-12  # of a voxel that varies
+# How tiers are called: ds003020, MFA ("Anna - words"), WebMAUS ("ORT-MAU", "MAU")
+TIERS = {"phonemes": r"\bphon|^mau\b", "words": r"\bword|^ort\b"}
+# What a TextGrid says of the entries of a tier, in its long and in its short form
+TIER_SIZE = (
+    r'(?:intervals|points): size\s*=\s*(\d+)|"(?:Interval|Text)Tier"\s+"[^"]*"\s+\S+\s+\S+\s+(\d+)'
+)
 # Labels that are no word or phoneme, matched whole, in any case, with or without braces: those that the authors' code
 # drops from words, {CG} and {IG} of its later list, and silences. That code keeps `sp` among phonemes; here it is dropped.
 FILLERS = {
@@ -40,12 +50,14 @@ def check_file(path: Path, what: str, *, smallest: int = 1):
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(200)
-    if b"annex/objects" in head:
-        raise ValueError(
-            f"{path}: a git-annex pointer of {size} bytes, not its content; expected {what}: run `git annex get` or fetch the file again"
-        )
-    if size < smallest:
-        raise ValueError(f"{path}: {size} bytes; expected {what}: fetch the file again")
+    require(
+        b"annex/objects" not in head,
+        f"{path}: a git-annex pointer of {size} bytes, not its content; expected {what}: run `git annex get` or fetch the file again",
+    )
+    require(
+        size >= smallest,
+        f"{path}: {size} bytes; expected {what}: fetch the file again",
+    )
 
 
 def read_audio(path: Path) -> np.ndarray:
@@ -59,6 +71,10 @@ def read_audio(path: Path) -> np.ndarray:
         raise ValueError(
             f"{path}: no sound in it ({error}); expected wav, flac, ogg or mp3"
         ) from error
+    require(
+        len(audio) and np.isfinite(audio).all(),
+        f"{path}: {len(audio)} samples, or some that are no number; expected sound: fetch or make it again",
+    )
     audio = audio.mean(1)
     if rate != RATE:
         from scipy.signal import resample_poly
@@ -76,28 +92,52 @@ def read_textgrid(path: Path) -> dict[str, pd.DataFrame]:
     from praatio import textgrid
 
     check_file(path, "a TextGrid with a phone and a word tier", smallest=20)
-    try:
-        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False)
-    except Exception as error:  # praatio raises many kinds; all mean that the text is no TextGrid
-        raise ValueError(
-            f"{path}: not a TextGrid that can be read ({type(error).__name__}: {error}); expected Praat's long or short text form"
-        ) from error
-    names = [n.lower() for n in grid.tierNames]
     out = {}
-    for what, position in (("phonemes", 0), ("words", 1)):  # ds003020: phones first, words second
-        named = [i for i, n in enumerate(names) if n.startswith(what[:4])]
-        if not named and len(names) <= position:
-            raise ValueError(
-                f"{path}: tiers {list(grid.tierNames)}; expected a phone tier and a word tier"
-            )
-        entries = grid.getTier(grid.tierNames[named[0] if named else position]).entries
-        kept = [
-            (float(e.start), float(e.end), e.label.strip())
-            for e in entries
-            if e.label.strip().strip("{}").strip().lower() not in FILLERS
-        ]
-        out[what] = pd.DataFrame(kept, columns=["start", "end", "text"])
+    with reading(path, "a TextGrid in Praat's long or short text form, with tiers of intervals"):
+        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
+        _check_whole(path, grid)
+        for what, name in _tiers(path, list(grid.tierNames)).items():
+            kept = [
+                (float(e.start), float(e.end), e.label.strip())
+                for e in grid.getTier(name).entries
+                if e.label.strip().strip("{}").strip().lower() not in FILLERS
+            ]
+            out[what] = pd.DataFrame(kept, columns=["start", "end", "text"])
+    require(
+        len(out["phonemes"]) >= len(out["words"]),
+        f"{path}: {len(out['phonemes'])} phonemes but {len(out['words'])} words; expected at least as many: "
+        "are the tiers in the other order? Name them phone and word",
+    )
     return out
+
+
+def _check_whole(path, grid):
+    """Refuse a TextGrid with fewer entries than it says: praatio reads as far as a cut file goes."""
+    content = path.read_bytes()
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
+    stated = [int(a or b) for a, b in re.findall(TIER_SIZE, text)]
+    found = [len(grid.getTier(name).entries) for name in grid.tierNames]
+    require(
+        stated == found,
+        f"{path}: {found} entries in its tiers, {stated} stated; cut? Fetch or export it again",
+    )
+
+
+def _tiers(path, names) -> dict[str, str]:
+    """Names of the phone and the word tier: by their names, else by their order in ds003020, phones first."""
+    found = {
+        what: name
+        for what, pattern in TIERS.items()
+        for name in names[::-1]  # the first counts
+        if re.search(pattern, name.lower())
+    }
+    if not found and len(names) == 2:
+        return dict(zip(TIERS, names))
+    require(
+        len(found) == 2,
+        f"{path}: tiers {names}; expected a phone tier and a word tier of these names, or two tiers in this order",
+    )
+    return found
 
 
 def read_hf5(path: Path, key: str, *, columns=slice(None)) -> np.ndarray:
@@ -128,17 +168,30 @@ def _opened(path: Path):
     import h5py
 
     check_file(path, "an hf5 file of responses", smallest=8)
-    try:
-        with h5py.File(path, "r") as file:
-            if "data" not in file:
-                raise ValueError(
-                    f"{path}: keys {list(file)}; expected 'data' of shape (n_trs, n_voxels)"
-                )
-            yield file
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); truncated? expected hf5 with 'data': build or fetch it again"
-        ) from error
+    remedy = "truncated? Build or fetch it again"
+    with reading(path, "hf5 with 'data'", remedy=remedy), h5py.File(path, "r") as file:
+        require(
+            "data" in file,
+            f"{path}: keys {list(file)}; expected 'data' of shape (n_trs, n_voxels)",
+        )
+        for key, n_axes in (("data", 2), ("noise_free", 2), ("individual_repeats", 3)):
+            _check_stored(path, file, key, n_axes)
+        yield file
+
+
+def _check_stored(path, file, key, n_axes):
+    """Refuse what is no array of numbers, has other axes than it should, or other voxels than `data`."""
+    stored = file.get(key, file["data"])
+    shape, kind = getattr(stored, "shape", ()), getattr(stored, "dtype", np.dtype(object)).kind
+    n_axes = n_axes if key in file else 2
+    require(
+        kind in "fiu"
+        and len(shape) == n_axes
+        and 0 not in shape
+        and shape[-1] == file["data"].shape[-1],
+        f"{path}: {key!r} is {stored}; expected numbers of shape ([n_repeats,] n_trs, n_voxels), as many "
+        "voxels in all of its arrays: write it again",
+    )
 
 
 def hf5_shape(path: Path) -> tuple[int, int, int]:
@@ -164,7 +217,8 @@ def zscore(data: np.ndarray) -> tuple[int, int, float]:
             far = np.nanmax(
                 [far, np.nanmedian(np.abs(mean)), np.nanmedian(np.abs(spread[spread > 0] - 1))]
             )
-            spread[spread <= 1e-6 * np.abs(mean)] = np.nan  # a constant, but for rounding
+            smallest = np.maximum(1e-6 * np.abs(mean), SMALLEST_SPREAD)
+            spread[spread <= smallest] = np.nan  # a constant, but for rounding
             one -= mean
             one /= spread
         np.nan_to_num(one, copy=False, nan=0.0, posinf=0.0, neginf=0.0)

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from .datasets import DERIVATIVE, Dataset
-from .runtime import atomic, cache_dir
+from .datasets import DERIVATIVE, Dataset, as_list, chosen
+from .runtime import atomic, cache_dir, reading, require
 
 VERSION = "3.1.0"  # the snapshot of ds003020 that the manifest lists
 BUCKET = (
@@ -30,6 +30,9 @@ TRY_AGAIN = (
 )  # HTTP states below 500 that pass: timeout, wrong range, too many requests
 TIMEOUT_S = 20.0  # to connect, and between two pieces of a reply
 CHUNK_BYTES = 1 << 20
+SLOW_S, SLOW_BYTES = 60.0, 60_000  # a reply that brings less in that time is given up
+TEXT = {"path": str, "md5": str}  # of a manifest, whatever they look like
+INSIDE = r"(?!/)(?!(?:.*/)?\.\.(?:/|$))[^\\:]+"  # paths that do not leave the folder
 SPARE = 500_000_000  # bytes to leave free
 TEST = "wheretheressmoke"  # presented five or ten times, all others once
 SESSIONS = (  # noqa: SIM905 the stories of the five sessions that every participant had, in their order, less the test story
@@ -56,7 +59,15 @@ def manifest(path: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
     if path is None or (isinstance(path, Path) and path.is_dir()):
         shipped = Path(__file__).parent / "assets" / "lebel" / "manifest.csv"
         path = path / "manifest.csv" if path and (path / "manifest.csv").exists() else shipped
-    table = path.copy() if isinstance(path, pd.DataFrame) else pd.read_csv(path)
+    what = "a table of path (within the folder), bytes and md5"
+    with reading(path if isinstance(path, Path) else "manifest", what):
+        table = path.copy() if isinstance(path, pd.DataFrame) else pd.read_csv(path, dtype=TEXT)
+        right = table.path.str.fullmatch(INSIDE) & table.md5.str.fullmatch("[0-9a-f]{32}")
+        wrong = table[~(right & (table.bytes >= 0)).fillna(False).astype(bool)]
+        require(
+            not len(wrong),
+            f"{len(wrong)} rows are not that, first {wrong.head(1).to_dict('records')}",
+        )
     parts = table.path.str.extract(
         rf"^(?:{DERIVATIVE}/)?(stimuli|TextGrids|preprocessed_data|freesurfer_subjdir|pycortex-db)/(?:(UTS\d+)/)?(.*)$"
     )
@@ -128,12 +139,13 @@ def open_dataset(
     """
     root = _root(root)
     files = manifest(root if table is None else table)
-    subjects = [subjects] if isinstance(subjects, str) else subjects
     everybody = sorted(set(files.subject) - {""})
-    those = subjects or everybody[:1]  # the first participant was presented all stories
+    subjects = chosen(subjects, everybody, what="subject", of="ds003020")
+    # the first participant was presented all stories
+    those = everybody[:1] if subjects == everybody else subjects
     description = {
         "Name": "lebel2023",
-        "Subjects": list(subjects or everybody),
+        "Subjects": subjects,
         "Stories": _shared_stories(those, files),
         "Split": split_of(those, split, table=files),
     }
@@ -202,6 +214,10 @@ def fetch(
     after its size and MD5 were checked against the manifest. Data: LeBel et al. 2023,
     https://doi.org/10.1038/s41597-023-02437-z, CC0.
     """
+    require(
+        jobs >= 1,
+        f"jobs={jobs}; expected at least one file at a time",
+    )
     root = _root(root)
     rows = _chosen_rows(subjects, stories, what, manifest(root if table is None else table))
     defects = _defects(root, rows, md5=check)
@@ -226,8 +242,7 @@ def _defects(root, rows, *, md5) -> dict[str, str]:
 def _report_altered(root, altered, strict):
     first = ", ".join(f"{path} ({defect})" for path, defect in list(altered.items())[:3])
     message = f"{root}: {len(altered)} files are not those of ds003020 {VERSION}: {first}"
-    if strict:
-        raise ValueError(f"{message}. Move them away, or fetch with replace=True")
+    require(not strict, f"{message}. Move them away, or fetch with replace=True")
     warnings.warn(f"{message}; used as they are", stacklevel=3)
 
 
@@ -308,22 +323,24 @@ def _root(root) -> Path:
 
 def _chosen_rows(subjects, stories, what, table):
     """The rows of the manifest that were asked for."""
-    if isinstance(what, str) or set(what) - set(KINDS):
-        raise ValueError(f"what={what!r}; expected a list of some of {KINDS}")
-    subjects = [subjects] if isinstance(subjects, str) else list(subjects)
+    require(
+        not isinstance(what, str) and set(what) <= set(KINDS),
+        f"what={what!r}; expected a list of some of {KINDS}",
+    )
+    subjects = as_list(subjects)
     presented = {s: stories_of(s, table) for s in subjects}
     if stories is None:
         stories = sum(split_of(subjects or ["UTS01"], table=table).values(), [])
-    stories = [stories] if isinstance(stories, str) else list(stories)
+    stories = as_list(stories)
     unknown = sorted(set(stories) - set(table.story[table.kind == "textgrids"]))
     if unknown:
         raise KeyError(f"ds003020 has no story {unknown}")
     for subject in subjects if "responses" in what else ():
         lacking = sorted(set(stories) - set(presented[subject]))
-        if lacking:
-            raise ValueError(
-                f"{subject} did not hear {lacking}; `stories_of` lists the stories that {subject} was presented"
-            )
+        require(
+            not lacking,
+            f"{subject} did not hear {lacking}; `stories_of` lists the stories that {subject} was presented",
+        )
     chosen = table.kind.isin(set(what)) & table.subject.isin([*subjects, ""])
     return table[chosen & table.story.isin([*stories, ""])]
 
@@ -387,7 +404,9 @@ def _download(source, row, part, bar) -> str | None:
             if error.response.status_code < 500 and error.response.status_code not in TRY_AGAIN:
                 return reason
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            reason = f"Could not connect, or the connection was lost ({type(error).__name__})"
+            stalled = isinstance(error, (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError))
+            what = "The server stalled" if stalled else "Could not connect, or lost the connection"
+            reason = f"{what} ({type(error).__name__})"
     return reason
 
 
@@ -400,9 +419,16 @@ def _download_rest(url, part, size, bar):
     if 0 < start < size:
         headers["Range"] = f"bytes={start}-"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        if response.status_code == 416:  # what is here is not the start of the server's file
+            part.unlink()
         response.raise_for_status()
         with part.open("ab" if response.status_code == 206 else "wb") as file:
+            until, goal = time.monotonic() + SLOW_S, file.tell() + SLOW_BYTES
             while file.tell() < size:  # a reply may be longer: its rest is not read
+                if time.monotonic() > until:
+                    if file.tell() < goal:
+                        raise requests.ReadTimeout(f"under {SLOW_BYTES} bytes in {SLOW_S:g} s")
+                    until, goal = time.monotonic() + SLOW_S, file.tell() + SLOW_BYTES
                 chunk = response.raw.read1(CHUNK_BYTES)
                 if not chunk:
                     break

@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from .runtime import reading, require
+
 CHOICES = {
     "pooling": ("frames", "first", "last", "mean"),
     "resampling": ("lanczos", "clip"),
@@ -134,8 +136,10 @@ class Recipe:
             value = _frozen(getattr(self, field.name))
             object.__setattr__(self, field.name, float(value) if field.type == "float" else value)
         problem = next(self._problems(), None)
-        if problem:
-            raise ValueError(f"recipe {self.name!r}: {problem}")
+        require(
+            not problem,
+            f"recipe {self.name!r}: {problem}",
+        )
 
     def _problems(self):
         """What is wrong with the values, one sentence each."""
@@ -207,10 +211,10 @@ class Recipe:
         """Recipe from `to_json`; ValueError for unknown or missing names."""
         values = json.loads(text)
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown or not {"name", "window", "hop"} <= set(values):
-            raise ValueError(
-                f"not a recipe of this version: unknown {unknown}; 'name', 'window' and 'hop' are needed"
-            )
+        require(
+            not unknown and {"name", "window", "hop"} <= set(values),
+            f"not a recipe of this version: unknown {unknown}; 'name', 'window' and 'hop' are needed",
+        )
         return cls(**values)
 
     def hash(self) -> str:
@@ -354,7 +358,8 @@ def get_recipe(name_or_path: str | Path) -> Recipe:
         For a JSON file that does not exist.
     """
     if str(name_or_path).endswith(".json"):
-        return Recipe.from_json(Path(name_or_path).read_text())
+        with reading(name_or_path, "a recipe, as Recipe.to_json writes it"):
+            return Recipe.from_json(Path(name_or_path).read_text())
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]
     close = get_close_matches(str(name_or_path), RECIPES) or sorted(RECIPES)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
+import json
 import os
+import platform
 import random
 import shutil
 import sys
@@ -37,10 +41,10 @@ def pick_device(prefer: str | None = None) -> str:
 
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps, "cpu": torch.cpu}
     devices = [name for name, backend in backends.items() if backend.is_available()]
-    if prefer not in (None, "auto") and prefer.split(":")[0] not in devices:
-        raise ValueError(
-            f"device {prefer!r} is not on this machine; found {devices}: choose one or leave it out"
-        )
+    require(
+        prefer in (None, "auto") or prefer.split(":")[0] in devices,
+        f"device {prefer!r} is not on this machine; found {devices}: choose one or leave it out",
+    )
     return devices[0] if prefer in (None, "auto") else prefer
 
 
@@ -64,21 +68,81 @@ def atomic(path: str | Path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    _sweep(path)
+    prefix = f".{path.name}.{platform.node()}.{os.getpid()}."
+    holder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
     try:
         yield holder / path.name
-        new = holder / path.name
-        old = holder / "old"
-        if path.is_dir() and new.is_dir():  # a folder cannot replace a full one in a single step
-            path.rename(old)
-        try:
-            new.replace(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        _swap(holder / path.name, path)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _sweep(path):
+    """Remove what processes of this machine that were killed have left beside `path`."""
+    import psutil
+
+    prefix = glob.escape(f".{path.name}.{platform.node()}.")
+    for left in path.parent.glob(f"{prefix}*.part"):
+        pid = left.name.split(".")[-3]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _swap(new, path):
+    """Rename `new` to `path`; a folder in its place steps aside, also one that another process just put there."""
+    for attempt in range(20):
+        old = new.parent / f"old{attempt}"
+        if path.is_dir() and new.is_dir():  # a folder cannot replace a full one in a single step
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                path.rename(old)
+        try:
+            new.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == 19:
+                if old.exists() and not path.exists():
+                    old.rename(path)
+                raise
+
+
+def require(holds, message: str) -> None:
+    """ValueError with this message unless the condition holds. It says what was found, what was expected, and what to do."""
+    if not holds:
+        raise ValueError(message)
+
+
+@contextlib.contextmanager
+def reading(path, what: str, *, remedy: str = "make or fetch it again"):
+    """Whatever goes wrong in the block becomes a ValueError that names the file, what was expected, and the remedy.
+
+    A missing file stays a FileNotFoundError, and an error that begins with the file's name stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries raise many kinds for a file that is cut or garbled
+        passes = isinstance(error, (FileNotFoundError, MemoryError))
+        if passes or str(error).startswith(str(path)):
+            raise
+        said = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: cannot be read ({type(error).__name__}: {said}); expected {what}: {remedy}"
+        ) from error
+
+
+def read_json(path: str | Path, what: str, **options) -> dict:
+    """The object that a JSON file holds; see `reading`."""
+    with reading(path, what, **options):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__}, not {{...}}")
+    return content
+
+
+def read_arrays(path: str | Path, what: str, **options) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, which holds a checksum of each; see `reading`."""
+    with reading(path, what, **options), np.load(path) as file:
+        return dict(file.items())
 
 
 @dataclass
@@ -136,8 +200,44 @@ def on_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ and HOSTNAME.exists()
 
 
+def _whole(smallest):
+    return f"a whole number from {smallest}", lambda x: type(x) is int and x >= smallest
+
+
+PARAMETERS = {  # of the notebooks: what is expected, and whether a value is that
+    "dataset speech_model recipe": ("a name", lambda x: isinstance(x, str) and x),
+    "precomputed tuned_run out": ("a string", lambda x: isinstance(x, str)),
+    "window hop": ("seconds above 0", lambda x: type(x) in (int, float) and 0 < x < float("inf")),
+    "resume drive": ("true or false", lambda x: isinstance(x, bool)),
+    "voxel_step tuning_voxel_step epochs n_tuning_stories": _whole(1),
+    "n_train": _whole(4),  # the solutions compare models over four stories and more
+    "seed": _whole(0),
+    "layer": ("a whole number or None", lambda x: x is None or type(x) is int),
+    "subjects": (
+        "a list of at least one name",
+        lambda x: isinstance(x, list) and x and all(isinstance(name, str) for name in x),
+    ),
+}
+
+
+def check_parameters(parameters: dict) -> None:
+    """ValueError that names every parameter of a notebook with a value of another type or range than PARAMETERS has it."""
+    wrong = [
+        f"{name}={parameters[name]!r} (expected {what})"
+        for names, (what, right) in PARAMETERS.items()
+        for name in names.split()
+        if name in parameters and not right(parameters[name])
+    ]
+    if not wrong and parameters.get("hop", 0) > parameters.get("window", float("inf")):
+        wrong = [f"hop={parameters['hop']} (expected at most the window)"]
+    require(
+        not wrong,
+        f"parameters: {'; '.join(wrong)}: change them in the first cell",
+    )
+
+
 def set_up(parameters: dict) -> dict:
-    """Print what a notebook runs on, and fit its parameters to it; the last line of every notebook's set-up cell.
+    """Check a notebook's parameters, print what it runs on, and fit them to it; the last line of every set-up cell.
 
     Parameters
     ----------
@@ -151,7 +251,13 @@ def set_up(parameters: dict) -> dict:
         On a hosted machine without a GPU that is asked for a speech model whose name says neither "pico" nor "tiny": the
         parameters that a CPU can do, with a note. Else empty. Models are asked for without a token unless ``$HF_TOKEN``
         is set.
+
+    Raises
+    ------
+    ValueError
+        For parameters of another type or range (see `check_parameters`).
     """
+    check_parameters(parameters)
     gpu = _print_machine()
     name = parameters.get("speech_model") or "wavlm-pico"
     slow = not gpu and not any(word in name.lower() for word in SMALL_MODELS)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
+from shutil import copy2, copytree
 
 from huggingface_hub import ModelCardData
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .network import ReadOut
-from .recipes import Recipe
-from .runtime import atomic
+from .recipes import Recipe, get_recipe
+from .runtime import atomic, read_json, reading, require
 from .speech import EMBEDDED, SpeechEncoder
 
 FACTS = (
@@ -23,6 +26,8 @@ FACTS = (
     "history",
     "kept_epoch",
 )  # of a BrainTuner, in tuning.json
+# Files of an earlier saved model that a new one does not have; all others in its folder are kept
+OURS = ("adapter_*", "model*.safetensors*", "*config.json")
 LICENCES = {  # of the base models, as their pages on the hub say or link
     "wavlm-pico": "mit",
     "whisper-tiny.en": "mit",
@@ -90,27 +95,42 @@ def save_tuned(folder: str | Path, tuner):
     Raises
     ------
     FileExistsError
-        If the folder holds anything but an earlier saved model, which is replaced.
+        If the folder holds something, but no earlier saved model, whose own files are replaced.
+
+    Notes
+    -----
+    Adapters whose base cannot be loaded by its name, as its weights are random or tuned themselves, are merged into it.
     """
     folder = Path(folder)
-    occupied = folder.exists() and any(folder.iterdir())
-    if occupied and not (folder / "tuning.json").exists():
+    present = list(folder.iterdir()) if folder.exists() else []
+    if present and not (folder / "tuning.json").exists():
         raise FileExistsError(
             f"{folder} holds something else than a saved model: give a folder of its own"
         )
+    merged = tuner.adapted is not None and not tuner.base_as_named
     facts = {name: getattr(tuner, name) for name in FACTS} | {"padded": tuner.encoder.padded}
     state = {k: v.detach().cpu().contiguous() for k, v in tuner.readouts.state_dict().items()}
     with atomic(folder) as part:
         part.mkdir()
-        if tuner.adapted is not None:
+        if tuner.adapted is not None and not merged:
             tuner.adapted.save_pretrained(part, save_embedding_layers=False)
         else:
-            tuner.encoder.model.save_pretrained(part)
+            whole = deepcopy(tuner.adapted).merge_and_unload() if merged else tuner.encoder.model
+            whole.save_pretrained(part)
             tuner.encoder.family.extractor.save_pretrained(part)
         save_file(state, part / "readouts.safetensors")
+        facts["merged"] = merged
+        facts["digests"] = {path.name: _digest(path) for path in part.glob("*.safetensors")}
         (part / "recipe.json").write_text(tuner.recipe.to_json())
         (part / "tuning.json").write_text(json.dumps(facts | tuner.about, indent=1))
-        (part / "README.md").write_text(card(tuner))
+        (part / "README.md").write_text(card(tuner, lora=tuner.adapted is not None and not merged))
+        for path in present:
+            if not (part / path.name).exists() and not any(map(path.match, OURS)):
+                (copytree if path.is_dir() else copy2)(path, part / path.name)
+
+
+def _digest(path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
@@ -130,24 +150,47 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
         raise FileNotFoundError(
             f"{folder}: no tuned model: {missing} not found; expected a folder written by BrainTuner.save"
         )
-    recipe = Recipe.from_json((folder / "recipe.json").read_text())
-    about = json.loads((folder / "tuning.json").read_text())
-    facts = {name: about.pop(name) for name in FACTS}
-    lora, padded = recipe.adapter == "lora", about.pop("padded", False)
+    recipe = get_recipe(folder / "recipe.json")
+    about = read_json(folder / "tuning.json", "a tuned model's history")
+    with reading(folder / "tuning.json", "a tuned model's history"):
+        facts = {name: about.pop(name) for name in FACTS}
+    for name, digest in about.pop("digests", {}).items():
+        require(
+            _digest(folder / name) == digest,
+            f"{folder / name}: not the weights that were saved; copy them again",
+        )
+    lora = recipe.adapter == "lora" and not about.pop("merged", False)
+    padded = about.pop("padded", False)
     encoder = SpeechEncoder.from_pretrained(
         facts["base"] if lora else str(folder), device, padded=padded
     )
-    if lora and encoder.fingerprint() != facts["base_fingerprint"]:
-        raise ValueError(
-            f"{folder}: tuned on another {facts['base']!r} (fingerprint {facts['base_fingerprint']}, here "
-            f"{encoder.fingerprint()}); adapters fit their own base alone: load that one, or tune anew"
-        )
-    adapted = PeftModel.from_pretrained(encoder.model, folder) if lora else None
-    encoder.name = f"{facts['base']}+{recipe.name}"
+    here = encoder.fingerprint()
+    require(
+        not lora or here == facts["base_fingerprint"],
+        f"{folder}: tuned on another {facts['base']!r} (fingerprint {facts['base_fingerprint']}, here {here}); "
+        "adapters fit their own base alone: load that one, or tune anew",
+    )
+    adapted = load_adapter(encoder, folder) if lora else None
+    encoder.name, encoder.as_named = f"{facts['base']}+{recipe.name}", False
     encoder.model.eval().requires_grad_(False)
     readouts = load_readouts(folder / "readouts.safetensors", recipe, width=encoder.width)
-    made = {"encoder": encoder, "adapted": adapted, "readouts": readouts}
+    made = {"encoder": encoder, "adapted": adapted, "readouts": readouts, "base_as_named": lora}
     return {**facts, **made, "recipe": recipe, "about": about}
+
+
+def load_adapter(encoder: SpeechEncoder, folder: Path) -> PeftModel:
+    """Put the adapter of a folder into an encoder; ValueError unless it has just the tensors that it says, all finite."""
+    path = folder / "adapter_model.safetensors"
+    with reading(folder, "an adapter in PEFT's form"):
+        state = load_file(path)
+        adapted = PeftModel.from_pretrained(encoder.model, folder)
+    differing = sorted(set(state) ^ set(get_peft_model_state_dict(adapted)))
+    broken = [name for name, x in state.items() if not x.isfinite().all()]
+    require(
+        not differing and not broken,
+        f"{path}: tensors lost or foreign {differing[:2]}, not finite {broken[:2]}; copy or tune it again",
+    )
+    return adapted
 
 
 def load_readouts(path: Path, recipe: Recipe, *, width: int) -> nn.ModuleDict:
@@ -161,9 +204,9 @@ def load_readouts(path: Path, recipe: Recipe, *, width: int) -> nn.ModuleDict:
 
 
 # ------------------------------------------------------------------ the card
-def card(tuner) -> str:
+def card(tuner, *, lora: bool) -> str:
     """The README of a saved model, with metadata for the hub and code that opens it in stock transformers and PEFT."""
-    about, base, lora = tuner.about, tuner.base, tuner.adapted is not None
+    about, base = tuner.about, tuner.base
     return CARD.format(
         metadata=metadata(base, lora=lora, simulated=about["simulated"]),
         what="LoRA adapters of a speech model." if lora else "The weights of a speech model.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from .adapters import check_adapters_act, fuse_attention
 from .families import RATE, load_family
-from .runtime import atomic, cache_dir, pick_device
+from .runtime import atomic, cache_dir, pick_device, read_arrays, require
 from .timing import downsample
 from .windows import (
     DEFAULT_HOP,
@@ -32,6 +33,7 @@ __all__ = [
     "features_at_trs",
     "fuse_attention",
 ]
+CACHE_VERSION = 2  # of hidden states: raise it when the code computes or keeps others
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("whisper-tiny.en", "wavlm-pico")
 SHAPING = (  # what a configuration says beyond the weights' shapes; other keys vary with transformers' version
@@ -71,7 +73,11 @@ class SpeechEncoder:
     padded : bool
         Whether each clip is padded with silence (see `from_pretrained`).
     name, device : str
+    as_named : bool
+        Whether its weights are those that its name loads: not random, not tuned.
     """
+
+    as_named = False
 
     def __init__(self, model, name: str, *, family, device: str):
         fuse_attention(model)
@@ -115,13 +121,15 @@ class SpeechEncoder:
             If the model is neither a folder with weights nor to be had from the hub.
         """
         model, family = _load_model(name, random_weights=random_weights, seed=seed)
-        if padded and not family.longest:
-            raise ValueError(
-                f"padded=True, but {name} hears clips of any length; only Whisper's are padded"
-            )
+        require(
+            family.longest or not padded,
+            f"padded=True, but {name} hears clips of any length; only Whisper's are padded",
+        )
         family.padded = padded
         label = f"{name}-random{seed}" if random_weights else name
-        return cls(model, label, family=family, device=pick_device(device))
+        encoder = cls(model, label, family=family, device=pick_device(device))
+        encoder.as_named = not random_weights
+        return encoder
 
     def features(
         self,
@@ -174,8 +182,8 @@ class SpeechEncoder:
         audio = np.asarray(audio, np.float32)
         layers = tuple(range(self.layers)) if layers is None else tuple(layers)
         self._check(audio, layers)
-        window = window or (EXACT_WINDOW if exact else DEFAULT_WINDOW)
-        hop = hop or (EXACT_HOP if exact else DEFAULT_HOP)
+        defaults = (EXACT_WINDOW, EXACT_HOP) if exact else (DEFAULT_WINDOW, DEFAULT_HOP)
+        window, hop = (d if x is None else x for x, d in zip((window, hop), defaults))
         plan = plan_windows(self.family, len(audio), window=window, hop=hop, exact=exact, pool=pool)
         if not cache:
             return _run_windows(self, audio, plan, layers, batch_size), plan.times
@@ -269,17 +277,21 @@ class SpeechEncoder:
         return total.hexdigest()
 
     def _check(self, audio, layers):
-        if audio.ndim != 1:
-            raise ValueError(f"audio of shape {audio.shape}; expected one channel, (n_samples,)")
+        require(
+            audio.ndim == 1,
+            f"audio of shape {audio.shape}; expected one channel, (n_samples,)",
+        )
         finite, shortest = bool(np.isfinite(audio).all()), self.family.field
-        if len(audio) < shortest or not finite:
-            raise ValueError(
-                f"audio of {len(audio)} samples, finite: {finite}; "
-                f"expected at least {shortest} finite samples at 16 kHz"
-            )
+        require(
+            len(audio) >= shortest and finite,
+            f"audio of {len(audio)} samples, finite: {finite}; "
+            f"expected at least {shortest} finite samples at 16 kHz",
+        )
         unknown = [layer for layer in layers if not 0 <= layer < self.layers]
-        if unknown:
-            raise ValueError(f"no layers {unknown}; {self.name} has 0 to {self.layers - 1}")
+        require(
+            not unknown,
+            f"no layers {unknown}; {self.name} has 0 to {self.layers - 1}",
+        )
 
     def __repr__(self):
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
@@ -354,22 +366,28 @@ def _load_model(name, *, random_weights, seed):
 
 def _random_model(family, config, seed):
     model_class = family.model_class(config)
-    build = getattr(model_class, "from_config", model_class)
+    auto = hasattr(model_class, "from_config")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(config)
+        if auto:
+            return model_class.from_config(config, trust_remote_code=False)
+        return model_class(config)
 
 
 def _pretrained_model(family, config, source):
     model, report = family.model_class(config).from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True
+        source,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     missing = [key for key in report["missing_keys"] if not key.startswith(family.unused)]
-    if missing:
-        raise ValueError(
-            f"{source}: the checkpoint lacks {len(missing)} of the encoder's weights "
-            f"({missing[0]}, ...)"
-        )
+    require(
+        not missing,
+        f"{source}: the checkpoint lacks {len(missing)} of the encoder's weights "
+        f"({missing[:1]}, ...)",
+    )
     return model
 
 
@@ -417,24 +435,34 @@ def _batch_size(encoder, clip_samples: int) -> int:
 
 # ------------------------------------------------------------------ keeping
 class FeatureCache:
-    """Hidden states of one story on disk, a file per layer, under the hash of weights, audio and settings."""
+    """Hidden states of one story on disk, a file per layer, under the hash of weights, audio, settings and CACHE_VERSION."""
 
     def __init__(self, encoder: SpeechEncoder, audio, *, settings: tuple):
         key = hashlib.blake2b(audio.tobytes(), digest_size=8, person=encoder.fingerprint().encode())
-        key.update(repr(settings).encode())
+        key.update(repr((settings, CACHE_VERSION)).encode())
         self.folder = cache_dir("features", key.hexdigest())
 
     def read(self, layer: int, shape) -> np.ndarray | None:
-        """The states of a layer, or None where no whole file of that shape is."""
+        """The states of a layer, or None where no file holds just these, finite and with their checksum."""
         try:
-            return np.load(self.folder / f"layer{layer}.npy").reshape(shape)
-        except (OSError, ValueError, EOFError):
+            arrays = read_arrays(self.folder / f"layer{layer}.npz", "hidden states")
+        except (OSError, ValueError):
             return None
+        states = arrays.get(self._name(layer), np.empty(0))
+        right = states.shape == shape and states.dtype == np.float32
+        return states if right and np.isfinite(states).all() else None
 
     def write(self, layer: int, states) -> None:
-        """Whole or not at all."""
-        with atomic(self.folder / f"layer{layer}.npy") as part:
-            np.save(part, states)
+        """Whole or not at all; a disk that takes no more is warned of."""
+        try:
+            with atomic(self.folder / f"layer{layer}.npz") as part, part.open("wb") as file:
+                np.savez(file, **{self._name(layer): np.ascontiguousarray(states)})
+        except OSError as error:
+            warnings.warn(f"{self.folder}: hidden states are not kept ({error})", stacklevel=3)
+
+    def _name(self, layer) -> str:
+        """Of the array in its file: a file of another layer or key is not taken for it."""
+        return f"{self.folder.name}-{layer}"
 
 
 class ConvolutionalCache:

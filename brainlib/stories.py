@@ -12,6 +12,8 @@ import pandas as pd
 from .files import RATE, check_file, read_audio, read_textgrid
 from .timing import DS003020, Clock, scan_trs, tr_centres
 
+SLACK = 2  # volumes: scans of ds003020 are up to one longer than the rule says
+
 
 class Story:
     """One story: its sound, its words and phonemes with times, and the TRs of its responses.
@@ -26,6 +28,8 @@ class Story:
         Called without arguments for the number of response rows; if left out, what ds003020's rule gives for the sound.
     clock : Clock, optional
         When those rows were recorded.
+    volumes : int, optional
+        Of the scan, where the data set states them; a sound that is too short for ds003020's scans is refused.
     prepare : callable, optional
         Called with "stimuli" or "textgrids" before such a file is read.
 
@@ -53,12 +57,13 @@ class Story:
         grid_path: Path,
         n_rows: Callable[[], int] | None = None,
         clock: Clock = DS003020,
+        volumes: int | None = None,
         prepare: Callable[[str], None] | None = None,
     ):
         self.name = name
         self.audio_path = Path(audio_path)
         self.grid_path = Path(grid_path)
-        self.clock = clock
+        self.clock, self.volumes = clock, volumes
         self._n_rows = n_rows
         self._prepare = prepare or (lambda what: None)
 
@@ -100,6 +105,11 @@ class Story:
     @property
     def tr_times(self) -> np.ndarray:
         clock, duration = self.clock, self.duration
+        if self.volumes and clock == DS003020 and scan_trs(duration) < self.volumes - SLACK:
+            raise ValueError(
+                f"story {self.name!r}, {self.audio_path}: {duration:.1f} s of sound, but the scan of {self.volumes} "
+                f"volumes played about {clock.tr * self.volumes - 20:g} s; cut? Fetch the file again"
+            )
         times = tr_centres(self.n_rows, tr=clock.tr, first=clock.first)
         latest = duration + clock.tr / 2 + 1e-6
         if len(times) and (times[-1] > latest or times[0] < -clock.tr):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from .encoding import RidgeEncoder
 from .evaluation import fresh_ridge, shared_alpha
 from .network import Step, TuningNetwork
 from .recipes import Recipe
-from .runtime import atomic
+from .runtime import atomic, read_json, reading, require
 
 # To transformers' TrainingArguments; every other one is the recipe's, has no effect here, or breaks training.
 PASSED_ON = frozenset(
@@ -42,6 +44,7 @@ PASSED_ON = frozenset(
         "ddp_find_unused_parameters",
     ]
 )
+ANEW = "remove the folder of the run to start anew"
 IN_THE_RECIPE = {
     "learning_rate": "lr and lr_readout",
     "weight_decay": "weight_decay",
@@ -103,15 +106,15 @@ def training_arguments(recipe: Recipe, *, folder, checkpoints: bool, resumed: bo
 def check_arguments(arguments: dict):
     """ValueError for arguments of `BrainTuner.fit` that would be ignored, contradict the recipe or break training."""
     for name in arguments:
-        if name in IN_THE_RECIPE:
-            raise ValueError(
-                f"fit({name}=...): a recipe holds this; change {IN_THE_RECIPE[name]} by recipe.with_(...)"
-            )
-        if name not in PASSED_ON:
-            raise ValueError(
-                f"fit({name}=...) would be ignored or break training here; of transformers' TrainingArguments "
-                f"it takes {', '.join(sorted(PASSED_ON))}"
-            )
+        require(
+            name not in IN_THE_RECIPE,
+            f"fit({name}=...): a recipe holds this; change {IN_THE_RECIPE.get(name)} by recipe.with_(...)",
+        )
+        require(
+            name in PASSED_ON,
+            f"fit({name}=...) would be ignored or break training here; of transformers' TrainingArguments "
+            f"it takes {', '.join(sorted(PASSED_ON))}",
+        )
 
 
 # ------------------------------------------------------------------ progress and checkpoints
@@ -155,10 +158,13 @@ class Progress:
     def restore(self, checkpoint: str):
         """Go back to the epoch of a checkpoint, which holds the weights of that epoch itself."""
         epoch = round(json.loads((Path(checkpoint) / "trainer_state.json").read_text())["epoch"])
-        saved = json.loads((self.folder / "history.json").read_text())
-        self.history[:] = [entry for entry in saved["history"] if entry["epoch"] <= epoch]
-        self.penalties = saved["alphas"]
-        self.best_state = load_file(self.folder / "best.safetensors")
+        path, best = self.folder / "history.json", self.folder / "best.safetensors"
+        with reading(path, "the scores of a run", remedy=ANEW):
+            saved = json.loads(path.read_text())
+            self.history[:] = [entry for entry in saved["history"] if entry["epoch"] <= epoch]
+            self.penalties = saved["alphas"]
+        with reading(best, "the best weights of a run", remedy=ANEW):
+            self.best_state = load_file(best)
 
     def advice(self) -> str:
         """What to do where training diverges."""
@@ -178,7 +184,12 @@ def last_checkpoint(folder: Path, run: dict) -> str | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "run.json"
-    earlier = json.loads(stamp.read_text()) if stamp.exists() else run
+    present = [name for name in ("checkpoints", "history.json") if (folder / name).exists()]
+    require(
+        stamp.exists() or not present,
+        f"{folder} holds {present} but no run.json, which says of what run: give another folder, or remove it",
+    )
+    earlier = read_json(stamp, "what tells a run", remedy=ANEW) if stamp.exists() else run
     if earlier != run:
         differs = [name for name in earlier if run.get(name) != earlier[name]]
         raise ValueError(
@@ -186,31 +197,41 @@ def last_checkpoint(folder: Path, run: dict) -> str | None:
         )
     with atomic(stamp) as part:
         part.write_text(json.dumps(run))
-    checkpoints = (folder / "checkpoints").glob("checkpoint-*")
-    newest = max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
-    if newest is None:
-        return None
-    check_readable(newest)
-    return str(newest)
+    found = [p for p in (folder / "checkpoints").glob("checkpoint-*") if p.name[11:].isdigit()]
+    problem = None
+    for checkpoint in sorted(found, key=lambda p: int(p.name[11:]), reverse=True):
+        problem = broken_part(checkpoint)
+        if problem is None:
+            return str(checkpoint)
+        warnings.warn(f"broken checkpoint, going on from the one before: {problem}", stacklevel=2)
+    require(
+        not problem,
+        f"broken checkpoint, and none before it: {problem}",
+    )
 
 
-def check_readable(checkpoint: Path):
-    """ValueError that names the file of a checkpoint which cannot be read."""
+def broken_part(checkpoint: Path) -> str | None:
+    """What cannot be read of a checkpoint, or None. Nothing is unpickled: the archives hold checksums."""
+    random = [p.name for p in checkpoint.glob("rng_state*.pth")] or ["rng_state.pth"]
+    zipped = dict.fromkeys(["optimizer.pt", "scheduler.pt", *random], _check_zip)
     readers = {
         "model.safetensors": load_file,
-        "optimizer.pt": torch.load,
-        "scheduler.pt": torch.load,
-        "trainer_state.json": lambda path: json.loads(path.read_text()),
-    }
+        "trainer_state.json": lambda path: read_json(path, "epochs"),
+    } | zipped
     for name, read in readers.items():
         try:
-            read(checkpoint / name)
-        except Exception as error:  # whatever the library raises for a file that is cut or garbled
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise ValueError(
-                f"{checkpoint}: broken checkpoint, {name} cannot be read ({reason}); "
-                "remove that folder to go on from before"
-            ) from error
+            with reading(checkpoint / name, "a part of a checkpoint", remedy=ANEW):
+                read(checkpoint / name)
+        except (ValueError, FileNotFoundError) as error:
+            return str(error)
+
+
+def _check_zip(path):
+    with zipfile.ZipFile(path) as file:
+        require(
+            not file.testzip(),
+            "another checksum than the archive says",
+        )
 
 
 # ------------------------------------------------------------------ the Trainer

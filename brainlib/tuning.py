@@ -14,10 +14,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from .adapters import pass_over_old_torchao
+from .datasets import chosen
 from .evaluation import pick_voxels
 from .network import Step, StoryFeatures, TuningNetwork, block_number
 from .recipes import RECIPES, Recipe, get_recipe
-from .runtime import cache_dir, seed_everything
+from .runtime import cache_dir, require, seed_everything
 from .saving import load_tuned, save_tuned
 from .speech import ConvolutionalCache, SpeechEncoder
 from .training import (
@@ -77,12 +78,12 @@ class TuningData:
 
 def read_data(ds, subjects, *, recipe: Recipe, voxels=None, responses=None, stories=None):
     """The `TuningData` that `BrainTuner.fit` asks for, whose arguments these are."""
-    subjects = [subjects] if isinstance(subjects, str) else list(subjects)
-    train, validation = list(stories or ds.split["train"]), list(ds.split["val"])
-    if recipe.cross_fit > len(train):
-        raise ValueError(
-            f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(train)} training stories"
-        )
+    subjects = chosen(subjects, ds.subjects, what="subject", of=ds.name)
+    train, validation = ds.training_stories(stories), list(ds.split["val"])
+    require(
+        recipe.cross_fit <= len(train),
+        f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(train)} training stories",
+    )
     if voxels is None:
         voxels = {s: pick_voxels(ds, s, rule=recipe.voxels) for s in subjects}
     elif not isinstance(voxels, dict):
@@ -99,6 +100,11 @@ def read_data(ds, subjects, *, recipe: Recipe, voxels=None, responses=None, stor
         for subject in subjects
         for story in train + validation
     }
+    require(
+        all(y.numel() for y in tensors.values()),
+        f"{ds.name}: no voxel of one of {subjects} is {recipe.voxels!r}, or none was given; expected voxels to "
+        "tune on: change the rule of the recipe",
+    )
     return TuningData(subjects, train, validation, voxels, tensors)
 
 
@@ -123,9 +129,17 @@ def add_lora(encoder: SpeechEncoder, recipe: Recipe):
 
 def restore_weights(network, state: dict):
     """Put what was trained back; the frozen rest of the network is not in `state`."""
-    unknown = network.load_state_dict(state, strict=False).unexpected_keys
-    if unknown or not state:
-        raise ValueError(f"weights of another network: {len(unknown)} unknown ({unknown[:1]})")
+    own = network.state_dict()
+    wrong = [name for name in network.tuned_state() if name not in state]
+    for name, x in state.items():
+        if name not in own or own[name].shape != x.shape or not x.isfinite().all():
+            wrong.append(name)
+    require(
+        not wrong,
+        f"weights of another network, or broken ones: {len(wrong)} lost, unknown or not finite ({wrong[:2]}); "
+        "remove the folder of the run to start anew",
+    )
+    network.load_state_dict(state, strict=False)
 
 
 def has_adapters(model) -> bool:
@@ -159,16 +173,16 @@ class BrainTuner:
     """
 
     def __init__(self, encoder: SpeechEncoder, recipe: Recipe | str):
-        self.encoder, self.base = encoder, encoder.name
+        self.encoder, self.base, self.base_as_named = encoder, encoder.name, encoder.as_named
         self.recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
         self.base_fingerprint = encoder.fingerprint()
         self.history, self.readouts, self.about = [], {}, {}
         self.kept_epoch = self.run_hash = None
-        if self.recipe.adapter != "none" and has_adapters(encoder.model):
-            raise ValueError(
-                f"{encoder.name} holds adapters of an earlier tuning, which new ones would erase: "
-                "merge them first (`tuner.adapted.merge_and_unload()`), or load the model anew"
-            )
+        require(
+            self.recipe.adapter == "none" or not has_adapters(encoder.model),
+            f"{encoder.name} holds adapters of an earlier tuning, which new ones would erase: "
+            "merge them first (`tuner.adapted.merge_and_unload()`), or load the model anew",
+        )
         self.adapted = add_lora(encoder, self.recipe) if self.recipe.adapter == "lora" else None
 
     @property
@@ -239,6 +253,7 @@ class BrainTuner:
         if keep == "best":
             restore_weights(network, progress.best_state)
         network.eval().requires_grad_(False)
+        self.encoder.as_named = False
         self.readouts = network.readouts
         self.kept_epoch = self.best_epoch if keep == "best" else self.history[-1]["epoch"]
         self.about = {
@@ -253,12 +268,14 @@ class BrainTuner:
 
     def _check(self, keep, training):
         check_arguments(training)
-        if keep not in ("best", "last"):
-            raise ValueError(f"keep={keep!r}; expected 'best' or 'last'")
-        if self.recipe.adapter == "none" and self.recipe.readout == "ridge":
-            raise ValueError(
-                f"recipe {self.recipe.name!r} trains nothing: neither the speech model nor the read-out"
-            )
+        require(
+            keep in ("best", "last"),
+            f"keep={keep!r}; expected 'best' or 'last'",
+        )
+        require(
+            self.recipe.adapter != "none" or self.recipe.readout != "ridge",
+            f"recipe {self.recipe.name!r} trains nothing: neither the speech model nor the read-out",
+        )
 
     def _network(self, ds, data: TuningData) -> TuningNetwork:
         cache = ConvolutionalCache(self.encoder)

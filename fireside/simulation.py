@@ -15,11 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from scipy import signal
 
-from brainlib.datasets import DERIVATIVE, RESPONSES, Dataset
+from brainlib.datasets import DERIVATIVE, RESPONSES, Dataset, as_list
 from brainlib.encoding import correlation
-from brainlib.runtime import atomic, cache_dir
+from brainlib.runtime import atomic, cache_dir, read_json
 from brainlib.timing import downsample, scan_trs
 
 from .levels import (
@@ -47,6 +48,7 @@ FOOLING = {  # subjects that a sound method must not be taken in by; only where 
     "SIMNOISE": "noise alone",
 }
 REPEATS = dict.fromkeys(VALIDATION, 5) | dict.fromkeys(TEST, 6)
+TABLES = ("truth", "rois", "fsaverage5")  # of each subject, one row per voxel
 VERSION = 3  # of the simulation: raise it when what is simulated changes
 # share of a level's drive that comes from dimensions common to all subjects
 SHARED = {"acoustic": 0.9, "phonetic": 0.8, "meaning": 0.7, "context": 0.6}
@@ -86,26 +88,51 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
 
     Notes
     -----
-    A subject's folder is written under another name and renamed when it is whole, so a killed build leaves nothing
-    that could be taken for data. Two builds give the same bytes on one machine.
+    Each file is written under another name and renamed when it is whole, and a subject's stamp, of the version and of
+    its files' sizes, comes last: a killed build, a lost file or another version is built anew. A lock keeps two processes
+    from building at a time. Two builds give the same bytes on one machine.
     """
     if noise not in NOISE:
         raise ValueError(f"noise level {noise!r}; expected one of {sorted(NOISE)}")
-    root = Path(root) if root else cache_dir("fireside", noise)
-    _lay_out(root, noise)
+    subjects = as_list(subjects)
     for subject in subjects:
         _check_subject(subject)
-        if not _is_whole(root, subject):
-            _build_subject(root, subject, noise, root / DERIVATIVE / RESPONSES / subject)
+    root = Path(root) if root else cache_dir("fireside", noise)
+    if not _is_laid_out(root, noise) or not all(_is_whole(root, s) for s in subjects):
+        _refuse_other_data(root, noise)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".build.lock"):
+            if not _is_laid_out(root, noise):
+                _lay_out(root, noise)
+            for subject in subjects:
+                if not _is_whole(root, subject):
+                    _build_subject(root, subject, noise)
     return root
 
 
-def _is_whole(root, subject) -> bool:
-    """Whether all files of a subject are there; each is written under another name and renamed."""
+def _files_of(root, subject) -> list[Path]:
+    """Every file of a subject."""
     folder = root / DERIVATIVE
-    tables = [folder / part / f"{subject}.npz" for part in ("truth", "rois", "fsaverage5")]
-    files = [folder / RESPONSES / subject / f"{name}.hf5" for name in story_names()]
-    return all(path.exists() for path in tables + files)
+    tables = [folder / part / f"{subject}.npz" for part in TABLES]
+    return tables + [folder / RESPONSES / subject / f"{name}.hf5" for name in story_names()]
+
+
+def _stamp(root, subject) -> Path:
+    return root / DERIVATIVE / RESPONSES / subject / ".stamp.json"
+
+
+def _state(root, subject) -> dict:
+    """What a subject's stamp says: the version of the simulation, and the sizes of the files."""
+    sizes = {str(p.relative_to(root)): p.stat().st_size for p in _files_of(root, subject)}
+    return {"SimulationVersion": version(), "sizes": sizes}
+
+
+def _is_whole(root, subject) -> bool:
+    """Whether all files of a subject are there, and of this version."""
+    try:
+        return json.loads(_stamp(root, subject).read_text()) == _state(root, subject)
+    except (OSError, ValueError):
+        return False
 
 
 @lru_cache(maxsize=1)
@@ -125,13 +152,10 @@ def version() -> str:
     return f"{VERSION}-{_assets_hash()}"
 
 
-def _lay_out(root: Path, noise: str):
-    """Sound, TextGrids, scan lengths and description; responses of another version are removed, another data set is refused."""
+def _refuse_other_data(root: Path, noise: str):
+    """ValueError for a folder that holds anything but fireside at this noise level."""
     path = root / "dataset_description.json"
-    description = _description(noise)
-    present = json.loads(path.read_text()) if path.exists() else {}
-    if present == description:
-        return
+    present = read_json(path, "what fireside says of itself") if path.exists() else {}
     name, level = present.get("Name"), present.get("NoiseLevel")
     others = [p.name for p in root.glob("[!.]*")] if not present else []
     if others or (present and (name, level) != ("fireside", noise)):
@@ -139,15 +163,43 @@ def _lay_out(root: Path, noise: str):
             f"{root} holds {name!r} at noise {level!r} {others[:3]}; expected an empty folder or "
             f"fireside at {noise!r}"
         )
-    for folder in (RESPONSES, "truth", "rois", "fsaverage5") if present else ():  # older version
-        shutil.rmtree(root / DERIVATIVE / folder, ignore_errors=True)
+
+
+def _layout(root: Path) -> dict[Path, Path]:
+    """Where sounds and TextGrids go, and where they come from."""
     stories = [embedded_story(name) for name in story_names()]
-    for story in stories:
-        _copy(story.audio_path, root / "stimuli")
-        _copy(story.grid_path, root / DERIVATIVE / "TextGrids")
-    volumes = {story.name: scan_trs(story.duration) for story in stories}
-    _write_json(root / DERIVATIVE / "respdict.json", volumes)
-    _write_json(path, description)
+    sounds = {root / "stimuli" / s.audio_path.name: s.audio_path for s in stories}
+    grids = {root / DERIVATIVE / "TextGrids" / s.grid_path.name: s.grid_path for s in stories}
+    return sounds | grids
+
+
+def _is_laid_out(root, noise) -> bool:
+    """Whether description, scan lengths, sounds and TextGrids are there and of this version."""
+    try:
+        present = json.loads((root / "dataset_description.json").read_text())
+        volumes = json.loads((root / DERIVATIVE / "respdict.json").read_text())
+        sizes = [(p.stat().st_size, source.stat().st_size) for p, source in _layout(root).items()]
+    except (OSError, ValueError):
+        return False
+    alike = all(size == wanted for size, wanted in sizes)
+    return alike and (present, volumes) == (_description(noise), _volumes())
+
+
+@lru_cache(maxsize=1)
+def _volumes() -> dict[str, int]:
+    return {name: scan_trs(embedded_story(name).duration) for name in story_names()}
+
+
+def _lay_out(root: Path, noise: str):
+    """Description, sound, TextGrids and scan lengths; of other versions, what this one lacks is removed."""
+    _write_json(root / "dataset_description.json", _description(noise))  # whose folder this is
+    wanted = _layout(root)
+    for folder in (root / "stimuli", root / DERIVATIVE / "TextGrids"):
+        for path in set(folder.glob("[!.]*")) - set(wanted):
+            path.unlink()
+    for target, source in wanted.items():
+        _copy(source, target.parent)
+    _write_json(root / DERIVATIVE / "respdict.json", _volumes())
 
 
 def _description(noise: str) -> dict:
@@ -332,9 +384,11 @@ def best_transfer(source: str, target: str) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ responses
-def _build_subject(root: Path, subject: str, noise: str, target: Path):
-    import h5py
-
+def _build_subject(root: Path, subject: str, noise: str):
+    folder = _stamp(root, subject).parent
+    _stamp(root, subject).unlink(missing_ok=True)  # from here on nothing is whole
+    for path in set(folder.glob("[!.]*")) - set(_files_of(root, subject)):  # another version's
+        path.unlink()
     parts = _topography(subject, noise)
     snr = parts["snr"]
     shared = np.zeros(len(snr))
@@ -346,22 +400,27 @@ def _build_subject(root: Path, subject: str, noise: str, target: Path):
     _save(root / DERIVATIVE / "rois" / f"{subject}.npz", **parts["rois"])
     _save(root / DERIVATIVE / "fsaverage5" / f"{subject}.npz", vertices=vertices()[0])
     total, start = _signals(subject, frozenset())[0], 0
-    with atomic(target) as folder:
-        folder.mkdir()
-        for name in story_names():
-            clean = total[start : start + len(embedded_story(name).tr_times)] * (snr > 0)
-            start += len(clean)
-            rng = _seed(noise, subject, name)
-            repeats = [
-                np.sqrt(snr) * clean + np.sqrt(1 - snr) * _noise(rng, len(clean))
-                for _ in range(REPEATS.get(name, 1))
-            ]
-            repeats = np.stack([_zscore(y) for y in repeats]).astype(np.float32)
-            with h5py.File(folder / f"{name}.hf5", "w") as file:
-                file["data"] = _zscore(repeats.mean(0)) if len(repeats) > 1 else repeats[0]
-                file["noise_free"] = _zscore(clean)
-                if len(repeats) > 1:
-                    file["individual_repeats"] = repeats
+    for name in story_names():
+        clean = total[start : start + len(embedded_story(name).tr_times)] * (snr > 0)
+        start += len(clean)
+        rng = _seed(noise, subject, name)
+        repeats = [
+            np.sqrt(snr) * clean + np.sqrt(1 - snr) * _noise(rng, len(clean))
+            for _ in range(REPEATS.get(name, 1))
+        ]
+        repeats = np.stack([_zscore(y) for y in repeats]).astype(np.float32)
+        _write_responses(folder / f"{name}.hf5", repeats, _zscore(clean))
+    _write_json(_stamp(root, subject), _state(root, subject))
+
+
+def _write_responses(path, repeats, noise_free):
+    import h5py
+
+    with atomic(path) as part, h5py.File(part, "w") as file:
+        file["data"] = _zscore(repeats.mean(0)) if len(repeats) > 1 else repeats[0]
+        file["noise_free"] = noise_free
+        if len(repeats) > 1:
+            file["individual_repeats"] = repeats
 
 
 def _save(path, **arrays):

@@ -57,6 +57,10 @@ item []:
 """
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: seconds each; leave them out by -m 'not slow'")
+
+
 def write_responses(path, data, repeats=None, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:

@@ -279,8 +279,8 @@ class Server:
                 if not file.is_file():
                     return self.whole(404, b"no such key")
                 content, start, status = file.read_bytes(), 0, 200
-                if fault == "503":
-                    return self.whole(503, b"slow down")
+                if fault in ("503", "429") or (fault == "416" and self.headers.get("Range")):
+                    return self.whole(int(fault), b"slow down")
                 if fault == "html":
                     return self.whole(200, b"<!DOCTYPE html><html>please log in</html>")
                 if fault == "pointer":
@@ -305,6 +305,11 @@ class Server:
                     "Content-Length", str(len(part) if fault != "truncate" else len(part) // 2)
                 )
                 self.end_headers()
+                if body and fault == "trickle":
+                    for a in range(40):
+                        self.wfile.write(part[a : a + 1])
+                        time.sleep(0.1)
+                    return self.connection.close()
                 if body and fault == "stall":
                     self.wfile.write(part[:100])
                     self.wfile.flush()

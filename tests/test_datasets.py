@@ -187,7 +187,7 @@ def test_textgrids_in_utf16_and_in_short_form_are_read(tree):
 def test_what_is_no_textgrid_is_refused(tree):
     path = tree / "derivative/TextGrids/a.TextGrid"
     path.write_text("this is not a TextGrid at all, not even nearly")
-    with pytest.raises(ValueError, match="not a TextGrid"):
+    with pytest.raises(ValueError, match="expected a TextGrid"):
         files.read_textgrid(path)
 
 

@@ -176,7 +176,7 @@ def test_a_killed_build_is_redone_and_never_half_used(fireside_root):
         "simulation._noise = dying; simulation.build(['SIM03'], root=sys.argv[1])\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(root)]).returncode == 9
-    assert not (root / "derivative/preprocessed_data/SIM03").exists()
+    assert not (root / "derivative/preprocessed_data/SIM03/.stamp.json").exists()
     ds = datasets.load("fireside", root=root)
     assert all(np.isfinite(ds.responses("SIM03", s)).all() for s in ds.stories)
 

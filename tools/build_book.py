@@ -20,12 +20,22 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from run_notebooks import NotebookError, check_outputs, values_for
+from run_notebooks import (
+    SITE,
+    STAGE,
+    NotebookError,
+    check_outputs,
+    code_hash,
+    made_from,
+    read,
+    retire_site,
+    values_for,
+)
+
+from brainlib.runtime import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "notebooks" / "params"
-STAGE = ROOT / "_build" / "stage"
-SITE = ROOT / "_build" / "html"
 HOLDERS = (
     "README.md",
     "CITATION.cff",
@@ -34,6 +44,9 @@ HOLDERS = (
     "notebooks/*.ipynb",
     "book/*.md",
 )
+
+
+AGAIN = "run tools/run_notebooks.py first"
 
 
 class BookError(Exception):
@@ -63,7 +76,8 @@ def stage(stage_dir: Path):
     (stage_dir / "book" / "_static").rename(stage_dir / "_static")
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
     report = stage_dir / "runs.json"
-    runs = json.loads(report.read_text()) if report.exists() else {}
+    runs = read_json(report, "runs of notebooks", remedy=AGAIN) if report.exists() else {}
+    check_runs(runs)
     for page in pages():
         if page.startswith("notebooks/"):
             stage_notebook(stage_dir, page, runs)
@@ -72,15 +86,32 @@ def stage(stage_dir: Path):
         path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
 
 
+def check_runs(runs: dict):
+    """Refuse pages that were not made from the notebooks and the code as they are, and all with the same parameters."""
+    code, profiles = code_hash(), {}
+    for page in [page for page in pages() if page.startswith("notebooks/")]:
+        path = ROOT / f"{page}.ipynb"
+        run = runs.get(path.stem)
+        if run is None:
+            raise BookError(f"{page}: not executed; {AGAIN}")
+        if run.get("notebook") != made_from(path, {})["notebook"]:
+            raise BookError(f"{page}: changed since it was executed; {AGAIN}")
+        if run.get("code") != code:
+            raise BookError(f"{page}: brainlib or fireside changed since it was executed; {AGAIN}")
+        profiles[run["profile"]] = page
+    if len(profiles) > 1:
+        raise BookError(
+            f"{' and '.join(profiles.values())} were executed with different parameters; {AGAIN}"
+        )
+
+
 def stage_notebook(stage_dir: Path, page: str, runs: dict):
     """Refuse a notebook that was not executed as it stands in git; prepare the executed one for the site."""
     path = stage_dir / f"{page}.ipynb"
-    if not path.exists() or path.stem not in runs:
-        raise BookError(f"{page}: not executed; run tools/run_notebooks.py first")
-    if path.stat().st_mtime < (ROOT / f"{page}.ipynb").stat().st_mtime:
-        raise BookError(f"{page}: changed since it was executed; run tools/run_notebooks.py again")
+    if not path.exists():
+        raise BookError(f"{page}: {path} is missing; {AGAIN}")
     check_outputs(path)
-    notebook = nbformat.read(path, 4)
+    notebook = read(path)
     prepare(notebook, runs[path.stem])
     nbformat.write(notebook, path)
 
@@ -423,6 +454,7 @@ def main(arguments=None) -> int:
     if parser.parse_args(arguments).sync:
         sync()
         return 0
+    retire_site()
     try:
         stage(STAGE)
         jupyter_book(STAGE)
@@ -430,7 +462,7 @@ def main(arguments=None) -> int:
         check_site(STAGE / "_build" / "html")
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.copytree(STAGE / "_build" / "html", SITE)
-    except (BookError, NotebookError) as error:
+    except (BookError, NotebookError, OSError, ValueError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     print(f"{len(pages())} pages in {SITE / 'index.html'}")

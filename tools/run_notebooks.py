@@ -4,15 +4,18 @@
     python tools/run_notebooks.py 02_ridge_encoding -p subjects '[SIM02]' --out runs/sim02
 
 papermill alone forgives a misspelt parameter, a notebook that leaves by `sys.exit`, and more. Here each of these fails,
-with one line that says which notebook and why. Seconds and peak memory of each go to `<out>/runs.json`.
+with one line that says which notebook and why. Seconds, peak memory, parameters and hashes of what each ran go to
+`<out>/runs.json` as soon as it is done, so that tools/build_book.py can refuse pages that do not belong together.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,8 +24,12 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from brainlib.runtime import atomic, read_json
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+STAGE = ROOT / "_build" / "stage"
+SITE = ROOT / "_build" / "html"
 CELL_LIMIT_S = 1200
 
 
@@ -30,9 +37,20 @@ class NotebookError(Exception):
     """A notebook that must not go into the book; the message is one line."""
 
 
+def read(path: Path):
+    """A notebook, or a line that says why it is none."""
+    try:
+        return nbformat.read(path, 4)
+    except Exception as error:  # cut, garbled, of another format
+        said = str(error).partition("\n")[0][:200]
+        raise NotebookError(
+            f"{path.name}: {path} is no notebook that can be read ({type(error).__name__}: {said})"
+        ) from error
+
+
 def parameters(path: Path) -> dict:
     """Names and defaults of the one cell tagged `parameters`, which may hold literals only."""
-    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(
             f"{path.name}: {len(cells)} cells tagged 'parameters'; expected exactly one"
@@ -70,7 +88,7 @@ EXITS = ("sys.exit", "exit", "quit", "os._exit")
 
 def check_source(path: Path):
     """What no output can show: a notebook that leaves early with success."""
-    for cell in nbformat.read(path, 4).cells:
+    for cell in read(path).cells:
         if cell.cell_type != "code":
             continue
         lines = [x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))]
@@ -87,7 +105,7 @@ def check_source(path: Path):
 
 def check_outputs(path: Path):
     """An executed notebook must have run every code cell, and none may hold an error."""
-    for number, cell in enumerate(nbformat.read(path, 4).cells):
+    for number, cell in enumerate(read(path).cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         for output in cell.outputs:
@@ -159,6 +177,63 @@ def run_one(path: Path, values: dict, out: Path, limit: int | None = CELL_LIMIT_
     return {"seconds": round(seconds, 1), "peak_mb": round(peak / 1e6), "parameters": values}
 
 
+def read_parameters(path: Path) -> dict:
+    """A file of parameters, which must be a mapping of names to values."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise NotebookError(f"{path}: no parameters that can be read ({said})") from error
+    if not isinstance(values or {}, dict):
+        raise NotebookError(
+            f"{path}: holds a {type(values).__name__}; expected `name: value`, one to a line"
+        )
+    return values or {}
+
+
+# ------------------------------------------------------------------ what a page was made from
+def code_hash() -> str:
+    """Of the code of brainlib and fireside, without comments and docstrings."""
+    total = hashlib.blake2b(digest_size=6)
+    for path in sorted(
+        p for folder in ("brainlib", "fireside") for p in (ROOT / folder).glob("*.py")
+    ):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if documented and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+        total.update(f"{path.name} {ast.dump(tree)}".encode())
+    return total.hexdigest()
+
+
+def made_from(path: Path, asked: dict) -> dict:
+    """Hashes of a notebook, of the parameters that all notebooks were asked to run with, and of the code."""
+    text = path.read_bytes()
+    values = json.dumps(asked, sort_keys=True, default=str).encode()
+    notebook, profile = (hashlib.blake2b(x, digest_size=6).hexdigest() for x in (text, values))
+    return {"notebook": notebook, "profile": profile, "code": code_hash()}
+
+
+def note(report: Path, name: str, run: dict | None):
+    """Write what a notebook's run was into the report, whole or not at all; None takes it out."""
+    try:
+        runs = read_json(report, "runs of notebooks") if report.exists() else {}
+    except ValueError:
+        runs = {}  # broken: what it held has to be run again
+    runs.pop(name, None)
+    with atomic(report) as part:
+        part.write_text(json.dumps(runs | ({name: run} if run else {}), indent=1))
+
+
+def retire_site():
+    """Put the site that is there aside: it must not pass for one of the notebooks as they are now."""
+    if SITE.exists():
+        previous = SITE.with_name(f"{SITE.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        SITE.rename(previous)
+
+
 def arguments_of(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -178,24 +253,25 @@ def arguments_of(arguments):
     parser.add_argument(
         "--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "_build" / "stage" / "notebooks")
+    parser.add_argument("--out", type=Path, default=STAGE / "notebooks")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> int:
     options = arguments_of(arguments)
-    shared = yaml.safe_load(options.params.read_text()) or {}
     named = {name: yaml.safe_load(value) for name, value in options.p}
     by_name = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in options.notebooks]
     folder = options.out.parent if options.out.name == "notebooks" else options.out
     report = folder / "runs.json"
-    runs = json.loads(report.read_text()) if report.exists() else {}
     failures = []
     try:
+        shared = read_parameters(options.params)
         known_anywhere([*shared, *named])
     except NotebookError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
+    if options.out.resolve() == STAGE / "notebooks":
+        retire_site()
     for path in by_name or sorted(NOTEBOOKS.glob("*.ipynb")):
         try:
             if not path.exists():
@@ -203,14 +279,15 @@ def main(arguments=None) -> int:
             # a notebook asked for by name must know every -p; else each takes those it knows
             strict = named if by_name else {}
             values = values_for(path, shared) | values_for(path, named) | strict
-            run = runs[path.stem] = run_one(path, values, options.out, options.limit or None)
+            note(report, path.stem, None)
+            made = made_from(path, shared | named)
+            run = run_one(path, values, options.out, options.limit or None)
+            note(report, path.stem, run | made)
             print(f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB", flush=True)
         except NotebookError as error:
             failures.append(path.stem)
-            runs.pop(path.stem, None)
+            note(report, path.stem, None)
             print(f"FAILED {error}", file=sys.stderr, flush=True)
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(runs, indent=1))
     return 1 if failures else 0
 
 
