@@ -203,7 +203,10 @@ def states(damage, kept):
     positions = range(0, len(whole), len(whole) // 25) if damage == "everywhere" else [None]
     for position in positions:
         path.write_bytes(whole)
-        damage(path) if position is None else flip(path, position)
+        if position is None:
+            damage(path)
+        else:
+            flip(path, position)
         again = kept.compute()
         assert all(np.array_equal(kept.states[k], again[k]) for k in (1, 2)), position
 
