@@ -167,10 +167,11 @@ def _files(base: Path, subject: str) -> dict[str, Path]:
         files[f"{h} sphere"] = freesurfer / "surf" / f"{h}.sphere.reg"
         files[f"{h} labels"] = freesurfer / "label" / f"{h}.{atlas}.annot"
     missing = [str(p) for p in files.values() if not p.exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"no way from {subject}'s voxels to fsaverage5: {len(missing)} of {len(files)} files missing, first {missing[0]}"
-        )
+    require(
+        not missing,
+        f"no way from {subject}'s voxels to fsaverage5: {len(missing)} of {len(files)} files missing, first {missing[:1]}",
+        kind=FileNotFoundError,
+    )
     return files
 
 

@@ -77,11 +77,12 @@ def load(
             options["split"] = split
         return registered[base].load()(root, **options)
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no data set and no folder {name!r}; expected one of {sorted(registered)} or a folder with "
-            f"stimuli/ and {DERIVATIVE}/"
-        )
+    require(
+        folder.is_dir(),
+        f"no data set and no folder {name!r}; expected one of {sorted(registered)} or a folder with "
+        f"stimuli/ and {DERIVATIVE}/",
+        kind=FileNotFoundError,
+    )
     return Dataset(folder, **options)
 
 
@@ -176,11 +177,12 @@ class Tree:
         sounds = {p.stem for p in files if p.suffix in AUDIO_KINDS}
         recorded = {p.stem for p in (self.root / DERIVATIVE / RESPONSES).glob("*/[!.]*.hf5")}
         stories = sorted(grids | (sounds & recorded)) or sorted(sounds)
-        if not stories:
-            raise FileNotFoundError(
-                f"{self.root}: no stories; expected stimuli/<story>.wav (or .flac, .ogg, .mp3), and "
-                f"{DERIVATIVE}/TextGrids/<story>.TextGrid where words are known"
-            )
+        require(
+            stories,
+            f"{self.root}: no stories; expected stimuli/<story>.wav (or .flac, .ogg, .mp3), and "
+            f"{DERIVATIVE}/TextGrids/<story>.TextGrid where words are known",
+            kind=FileNotFoundError,
+        )
         return stories
 
     def _subjects_on_disk(self) -> list[str]:
@@ -221,11 +223,12 @@ class Tree:
         self.fetch(self.subjects[:1], [story], what=["responses"])
         paths = [self._response_path(subject, story) for subject in self.subjects]
         path = next((p for p in paths if p.exists()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"story {story!r}: no number of volumes in {DERIVATIVE}/respdict.json and no response file of "
-                f"{self.subjects}; expected one of them, to know its TRs"
-            )
+        require(
+            path is not None,
+            f"story {story!r}: no number of volumes in {DERIVATIVE}/respdict.json and no response file of "
+            f"{self.subjects}; expected one of them, to know its TRs",
+            kind=FileNotFoundError,
+        )
         return hf5_shape(path)[1]
 
     def _response_path(self, subject, story) -> Path:
@@ -551,11 +554,12 @@ class Dataset(Anatomy):
             for story in self.stories
             if subjects and all(self._response_path(s, story).exists() for s in subjects)
         }
-        if not n_repeats:
-            raise FileNotFoundError(
-                f"{self.root}: no story with responses of {subjects or 'any subject'}; expected "
-                f"{DERIVATIVE}/{RESPONSES}/<subject>/<story>.hf5"
-            )
+        require(
+            n_repeats,
+            f"{self.root}: no story with responses of {subjects or 'any subject'}; expected "
+            f"{DERIVATIVE}/{RESPONSES}/<subject>/<story>.hf5",
+            kind=FileNotFoundError,
+        )
         return split_by_repeats(n_repeats)
 
     def training_stories(self, stories=None, *, apart_from=("val", "test")) -> list[str]:

@@ -41,12 +41,16 @@ FILLERS = {
 
 def check_file(path: Path, what: str, *, smallest: int = 1):
     """Refuse a missing file, a git-annex pointer and an empty file, each with its remedy."""
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(
-            f"{path}: a link to git-annex content that is not here; expected {what}: run `git annex get` or fetch the file again"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: missing; expected {what}")
+    require(
+        path.exists() or not path.is_symlink(),
+        f"{path}: a link to git-annex content that is not here; expected {what}: run `git annex get` or fetch the file again",
+        kind=FileNotFoundError,
+    )
+    require(
+        path.exists(),
+        f"{path}: missing; expected {what}",
+        kind=FileNotFoundError,
+    )
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(200)

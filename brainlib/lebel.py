@@ -92,10 +92,11 @@ def stories_of(subject: str, table: pd.DataFrame | None = None) -> list[str]:
     """The stories that a subject was presented; UTS01 to UTS03 all 84, UTS09 54, the others 26 or 27."""
     table = manifest() if table is None else table
     stories = sorted(table.story[(table.kind == "responses") & (table.subject == subject)])
-    if not stories:
-        raise KeyError(
-            f"ds003020 has no subject {subject!r}; it has {sorted(set(table.subject) - {''})}"
-        )
+    require(
+        stories,
+        f"ds003020 has no subject {subject!r}; it has {sorted(set(table.subject) - {''})}",
+        kind=KeyError,
+    )
     return stories
 
 
@@ -112,8 +113,11 @@ def split_of(
     without the validation stories of a split validates on its last two training stories. Where the sources of a split
     disagree is said beside `SPLITS` and on the book's page *Running on real recordings*.
     """
-    if name not in SPLITS:
-        raise KeyError(f"no split {name!r} of ds003020; expected one of {sorted(SPLITS)}")
+    require(
+        name in SPLITS,
+        f"no split {name!r} of ds003020; expected one of {sorted(SPLITS)}",
+        kind=KeyError,
+    )
     shared = _shared_stories(subjects, table)
     rest = [s for s in (SESSIONS if name == "braintuning" else shared) if s in shared and s != TEST]
     val = [s for s in SPLITS[name] if s in shared] or rest[-2:]
@@ -333,8 +337,11 @@ def _chosen_rows(subjects, stories, what, table):
         stories = sum(split_of(subjects or ["UTS01"], table=table).values(), [])
     stories = as_list(stories)
     unknown = sorted(set(stories) - set(table.story[table.kind == "textgrids"]))
-    if unknown:
-        raise KeyError(f"ds003020 has no story {unknown}")
+    require(
+        not unknown,
+        f"ds003020 has no story {unknown}",
+        kind=KeyError,
+    )
     for subject in subjects if "responses" in what else ():
         lacking = sorted(set(stories) - set(presented[subject]))
         require(

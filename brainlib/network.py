@@ -14,6 +14,7 @@ from torch import nn
 from . import recipes
 from .encoding import RidgeEncoder
 from .recipes import Recipe
+from .runtime import require
 from .speech import RATE, ConvolutionalCache, SpeechEncoder
 from .timing import fir, lanczos_matrix
 from .windows import plan_windows
@@ -157,17 +158,17 @@ def last_clip_matrix(times, tr_times) -> sparse.csr_matrix:
 
 def readout_layer(encoder: SpeechEncoder, recipe: Recipe) -> int:
     """The recipe's layer, counted from 0; ValueError where the encoder lacks it, or where a tuned block lies above it."""
-    if not -encoder.layers <= recipe.layer < encoder.layers:
-        raise ValueError(
-            f"recipe {recipe.name!r} asks for layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}"
-        )
+    require(
+        -encoder.layers <= recipe.layer < encoder.layers,
+        f"recipe {recipe.name!r} asks for layer {recipe.layer}; {encoder.name} has 0 to {encoder.layers - 1}",
+    )
     layer = recipe.layer % encoder.layers
     above = [block for block in recipe.tuned_layers or () if not 0 <= block < layer]
-    if above:
-        raise ValueError(
-            f"recipe {recipe.name!r} tunes blocks {above}, which cannot change layer {layer}; expected blocks "
-            f"from 0 to {layer - 1}"
-        )
+    require(
+        not above,
+        f"recipe {recipe.name!r} tunes blocks {above}, which cannot change layer {layer}; expected blocks "
+        f"from 0 to {layer - 1}",
+    )
     return layer
 
 

@@ -106,10 +106,10 @@ def _swap(new, path):
                 raise
 
 
-def require(holds, message: str) -> None:
-    """ValueError with this message unless the condition holds. It says what was found, what was expected, and what to do."""
+def require(holds, message: str, *, kind=ValueError) -> None:
+    """Raise an error unless the condition holds. Its message says what was found, what was expected, and what to do."""
     if not holds:
-        raise ValueError(message)
+        raise kind(message)
 
 
 @contextlib.contextmanager

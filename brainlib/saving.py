@@ -103,10 +103,11 @@ def save_tuned(folder: str | Path, tuner):
     """
     folder = Path(folder)
     present = list(folder.iterdir()) if folder.exists() else []
-    if present and not (folder / "tuning.json").exists():
-        raise FileExistsError(
-            f"{folder} holds something else than a saved model: give a folder of its own"
-        )
+    require(
+        (folder / "tuning.json").exists() or not present,
+        f"{folder} holds something else than a saved model: give a folder of its own",
+        kind=FileExistsError,
+    )
     merged = tuner.adapted is not None and not tuner.base_as_named
     facts = {name: getattr(tuner, name) for name in FACTS} | {"padded": tuner.encoder.padded}
     state = {k: v.detach().cpu().contiguous() for k, v in tuner.readouts.state_dict().items()}
@@ -146,10 +147,11 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     folder = Path(folder)
     expected = ("recipe.json", "tuning.json", "readouts.safetensors")
     missing = [name for name in expected if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder}: no tuned model: {missing} not found; expected a folder written by BrainTuner.save"
-        )
+    require(
+        not missing,
+        f"{folder}: no tuned model: {missing} not found; expected a folder written by BrainTuner.save",
+        kind=FileNotFoundError,
+    )
     recipe = get_recipe(folder / "recipe.json")
     about = read_json(folder / "tuning.json", "a tuned model's history")
     with reading(folder / "tuning.json", "a tuned model's history"):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .encoding import correlation, story_blocks
+from .runtime import require
 
 # Of the noise ceiling: only voxels above it have a normalised score. The ceiling of the validation stories decides, so
 # that the voxels are the same for every model, and none is kept by the repeats that it is scored on.
@@ -32,10 +33,10 @@ def normalised(r, ceiling, *, kept=None) -> np.ndarray:
     """
     r, ceiling = np.asarray(r, float), np.asarray(ceiling, float)
     kept = ceiling > FLOOR if kept is None else np.asarray(kept)
-    if not r.shape[-1:] == ceiling.shape == kept.shape:
-        raise ValueError(
-            f"scores {r.shape}, ceilings {ceiling.shape} and mask {kept.shape}: give the same voxels"
-        )
+    require(
+        r.shape[-1:] == ceiling.shape == kept.shape,
+        f"scores {r.shape}, ceilings {ceiling.shape} and mask {kept.shape}: give the same voxels",
+    )
     return np.where(kept, r / np.maximum(ceiling, FLOOR), np.nan)
 
 
@@ -135,8 +136,10 @@ def bootstrap_blocks(
     draws : array of shape (n, ...)
     """
     several = predictions if isinstance(predictions, (list, tuple)) else [predictions]
-    if any(len(p) != len(y) for p in several):
-        raise ValueError(f"{len(y)} measured but {[len(p) for p in several]} predicted TRs")
+    require(
+        all(len(p) == len(y) for p in several),
+        f"{len(y)} measured but {[len(p) for p in several]} predicted TRs",
+    )
     stories = story_blocks(len(y), lengths=lengths, block=block)
     rng, draws = np.random.default_rng(seed), []
     for _ in range(n):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .files import RATE, check_file, read_audio, read_textgrid
+from .runtime import require
 from .timing import DS003020, Clock, scan_trs, tr_centres
 
 SLACK = 2  # volumes: scans of ds003020 are up to one longer than the rule says
@@ -105,20 +106,20 @@ class Story:
     @property
     def tr_times(self) -> np.ndarray:
         clock, duration = self.clock, self.duration
-        if self.volumes and clock == DS003020 and scan_trs(duration) < self.volumes - SLACK:
-            raise ValueError(
-                f"story {self.name!r}, {self.audio_path}: {duration:.1f} s of sound, but the scan of {self.volumes} "
-                f"volumes played about {clock.tr * self.volumes - 20:g} s; cut? Fetch the file again"
-            )
+        require(
+            clock != DS003020 or scan_trs(duration) >= (self.volumes or 0) - SLACK,
+            f"story {self.name!r}, {self.audio_path}: {duration:.1f} s of sound, but the scan of {self.volumes} "
+            f"volumes played about {clock.tr * (self.volumes or 0) - 20:g} s; cut? Fetch the file again",
+        )
         times = tr_centres(self.n_rows, tr=clock.tr, first=clock.first)
         latest = duration + clock.tr / 2 + 1e-6
-        if len(times) and (times[-1] > latest or times[0] < -clock.tr):
-            raise ValueError(
-                f"story {self.name!r}: {len(times)} response rows are centred at {clock.first:g} to "
-                f"{times[-1]:g} s, but the sound lasts from 0 to {duration:.1f} s; expected rows within it at "
-                f"a TR of {clock.tr:g} s: state RepetitionTime and FirstRowTime (s) in "
-                "dataset_description.json, or cut the rows"
-            )
+        require(
+            all(times <= latest) and all(times >= -clock.tr),
+            f"story {self.name!r}: {len(times)} response rows are centred at {clock.first:g} to "
+            f"{clock.first + clock.tr * (len(times) - 1):g} s, but the sound lasts from 0 to {duration:.1f} s; expected rows within it at "
+            f"a TR of {clock.tr:g} s: state RepetitionTime and FirstRowTime (s) in "
+            "dataset_description.json, or cut the rows",
+        )
         return times
 
     def __repr__(self):

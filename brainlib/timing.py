@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from .runtime import require
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -106,10 +108,10 @@ KERNELS = {"lanczos": lanczos_matrix, "past": past_matrix}
 
 def _spacing(times, tr_times) -> float:
     """Seconds from one TR to the next."""
-    if np.ndim(times) != 1 or np.ndim(tr_times) != 1 or len(tr_times) < 2:
-        raise ValueError(
-            f"expected two lists of times, at least two TRs; found shapes {np.shape(times)} and {np.shape(tr_times)}"
-        )
+    require(
+        np.ndim(times) == np.ndim(tr_times) == 1 and len(tr_times) >= 2,
+        f"expected two lists of times, at least two TRs; found shapes {np.shape(times)} and {np.shape(tr_times)}",
+    )
     return float(np.mean(np.diff(tr_times)))
 
 
@@ -148,10 +150,14 @@ def downsample(x, times, tr_times, *, kernel: str = "lanczos"):
     ValueError
         If `x` and `times` differ in length, or there is no such kernel.
     """
-    if len(x) != len(times):
-        raise ValueError(f"{len(x)} feature rows but {len(times)} times: each row needs its time")
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel {kernel!r}; expected one of {sorted(KERNELS)}")
+    require(
+        len(x) == len(times),
+        f"{len(x)} feature rows but {len(times)} times: each row needs its time",
+    )
+    require(
+        kernel in KERNELS,
+        f"kernel {kernel!r}; expected one of {sorted(KERNELS)}",
+    )
     weights = KERNELS[kernel](np.asarray(times, float), np.asarray(tr_times, float))
     if isinstance(x, np.ndarray):
         return np.asarray(weights @ x).astype(np.result_type(x.dtype, np.float32), copy=False)

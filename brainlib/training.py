@@ -312,10 +312,11 @@ class TuningTrainer(Trainer):
         epoch = round(self.state.epoch or 0)
         with self.compute_loss_context_manager():  # in mixed precision too, where training is
             features = self.network.frozen_features()
-        if not all(np.isfinite(x).all() for x in features.values()):
-            raise RuntimeError(
-                f"{self.recipe.name}: the features are not finite after epoch {epoch}; {self.progress.advice()}"
-            )
+        require(
+            all(np.isfinite(x).all() for x in features.values()),
+            f"{self.recipe.name}: the features are not finite after epoch {epoch}; {self.progress.advice()}",
+            kind=RuntimeError,
+        )
         subjects = self.network.readouts
         score = float(np.mean([self.evaluate_subject(s, features, epoch=epoch) for s in subjects]))
         self.check_readouts(score, epoch)
@@ -365,11 +366,12 @@ class TuningTrainer(Trainer):
     def check_readouts(self, score: float, epoch: int):
         """RuntimeError if training has diverged."""
         largest = max(float(p.detach().abs().max()) for p in self.network.readouts.parameters())
-        if not np.isfinite([largest, score]).all():
-            raise RuntimeError(
-                f"{self.recipe.name}: diverged in epoch {epoch} (largest read-out weight {largest:.3g}); "
-                f"{self.progress.advice()}"
-            )
+        require(
+            np.isfinite([largest, score]).all(),
+            f"{self.recipe.name}: diverged in epoch {epoch} (largest read-out weight {largest:.3g}); "
+            f"{self.progress.advice()}",
+            kind=RuntimeError,
+        )
 
 
 def schedule_factor(recipe: Recipe, step: int, *, n_steps: int) -> float:

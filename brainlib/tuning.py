@@ -333,8 +333,11 @@ class BrainTuner:
         -------
         folder : Path
         """
-        if self.run_hash is None:
-            raise RuntimeError("nothing to save yet: call fit first")
+        require(
+            self.run_hash is not None,
+            "nothing to save yet: call fit first",
+            kind=RuntimeError,
+        )
         folder = cache_dir("models", self.run_hash) if folder is None else Path(folder)
         save_tuned(folder, self)
         return folder

@@ -574,13 +574,13 @@ def test_pooled_features_are_means_of_frames(pico):
 def test_features_are_kept_and_read_back(pico, monkeypatch):
     audio = noise(3)
     first, _ = pico.features(audio, [1, 4], window=2, hop=1)
-    files = sorted(p.name for p in cache_dir("features").rglob("*.npy"))
-    assert files == ["layer1.npy", "layer4.npy"] and not list(cache_dir("features").rglob("*.part"))
+    files = sorted(p.name for p in cache_dir("features").rglob("*.npz"))
+    assert files == ["layer1.npz", "layer4.npz"] and not list(cache_dir("features").rglob("*.part"))
     with monkeypatch.context() as m:
         m.setattr(pico, "transformer_states", None)  # cannot be called
         again, _ = pico.features(audio, [4, 1], window=2, hop=1)
     np.testing.assert_array_equal(again[4], first[4])
-    next(cache_dir("features").rglob("layer1.npy")).write_bytes(b"half a file")
+    next(cache_dir("features").rglob("layer1.npz")).write_bytes(b"half a file")
     np.testing.assert_array_equal(pico.features(audio, [1], window=2, hop=1)[0][1], first[1])
     for other in (dict(audio=noise(3, 1)), dict(hop=0.5), dict(pool=0.1)):
         given = dict(audio=audio, layers=[1], window=2, hop=1) | other
