@@ -321,9 +321,9 @@ _QUICK = {
     "lr_readout": 1e-4,
 }
 _BRAINWAVLM_QUICK = _BRAINWAVLM.with_(
-    name="brainwavlm-quick", **_QUICK, rank=8, alpha=16.0, lr=5e-4
+    name="brainwavlm-quick", **_QUICK, rank=8, alpha=16.0, lr=2e-3
 )
-_BRAINTUNING_QUICK = _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=5e-5)
+_BRAINTUNING_QUICK = _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=1e-4)
 _REFINE_QUICK = _REFINE.with_(
     name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=5e-5
 )
