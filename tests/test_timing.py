@@ -116,3 +116,19 @@ def test_delays_of_tensors_pass_gradients():
     x = torch.ones(4, 2, requires_grad=True)
     timing.fir(x, (1, 2)).sum().backward()
     np.testing.assert_array_equal(x.grad[:, 0], [2, 2, 1, 0])
+
+
+def test_the_clock_of_ds003020_is_that_of_its_scans_and_stays():
+    clock = timing.DS003020
+    assert (clock.tr, clock.first, clock.trimmed) == (2.0, 11.0, (10, 10))
+    onset_of_first_row = clock.tr * clock.trimmed[0] - timing.LEAD_IN_S
+    assert clock.first == onset_of_first_row + clock.tr / 2
+    with pytest.raises(AttributeError):
+        clock.tr = 1.5
+
+
+def test_delays_are_one_to_four_trs_unless_asked_for_otherwise_in_numpy_and_torch():
+    x = np.arange(21.0, dtype=np.float32).reshape(7, 3)
+    wanted = np.hstack([np.vstack([np.zeros((d, 3)), x[:-d]]) for d in (1, 2, 3, 4)])
+    np.testing.assert_array_equal(timing.fir(x), wanted)
+    np.testing.assert_array_equal(timing.fir(torch.from_numpy(x)).numpy(), wanted)
