@@ -132,3 +132,11 @@ def test_delays_are_one_to_four_trs_unless_asked_for_otherwise_in_numpy_and_torc
     wanted = np.hstack([np.vstack([np.zeros((d, 3)), x[:-d]]) for d in (1, 2, 3, 4)])
     np.testing.assert_array_equal(timing.fir(x), wanted)
     np.testing.assert_array_equal(timing.fir(torch.from_numpy(x)).numpy(), wanted)
+
+
+def test_rows_without_a_time_and_a_single_tr_are_refused():
+    x, times = np.ones((3, 2)), np.arange(4.0)
+    with pytest.raises(ValueError, match="3 feature rows but 4 times"):
+        timing.downsample(x, times, np.array([1.0, 3.0]))
+    with pytest.raises(ValueError, match="at least two TRs"):
+        timing.lanczos_matrix(times, np.array([1.0]))
