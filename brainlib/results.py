@@ -210,10 +210,9 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     FileNotFoundError
         If there is no such run, or its adapter is not whole; the message says how to make it.
     ValueError
-        If recipe, data or model have changed since.
+        If recipe, data or model have changed since, or the adapter has lost tensors or holds some that are no numbers.
     """
-    from peft import PeftModel
-
+    from .saving import load_adapter
     from .speech import SpeechEncoder
 
     folder = Path(folder or ZOO)
@@ -237,7 +236,7 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
             f"run {name!r} was tuned on another {about['model']!r} (fingerprint {about['base_fingerprint']}, here "
             f"{encoder.fingerprint()}); {again}"
         )
-    PeftModel.from_pretrained(encoder.model, adapter)
+    load_adapter(encoder, adapter)
     encoder.model.eval().requires_grad_(False)
     encoder.name = f"{about['model']}+{name}"
     return encoder, about | entries[name]["provenance"]

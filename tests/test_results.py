@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from brainlib import results
 from brainlib.recipes import get_recipe
@@ -181,6 +182,16 @@ def test_a_missing_run_or_half_an_adapter_is_refused_with_the_command(tuned):
         results.load_tuned("one", folder)
     shutil.rmtree(adapter)
     with pytest.raises(FileNotFoundError, match="not found"):
+        results.load_tuned("one", folder)
+
+
+def test_an_adapter_with_nan_is_refused(tuned):
+    folder, _ = tuned
+    path = folder / "adapters/one.0123abcd/adapter_model.safetensors"
+    state = load_file(path)
+    next(iter(state.values()))[0] = torch.nan
+    save_file(state, path)
+    with pytest.raises(ValueError, match="not finite"):
         results.load_tuned("one", folder)
 
 
