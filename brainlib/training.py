@@ -134,11 +134,10 @@ def should_stop(history: list[dict], recipe: Recipe) -> bool:
 
 @dataclass
 class Progress:
-    """History, penalties and best weights of a run; in `folder` as well, where one is given."""
+    """History and best weights of a run; in `folder` as well, where one is given."""
 
     folder: Path | None = None
     history: list[dict] = field(default_factory=list)
-    penalties: dict[str, float] = field(default_factory=dict)
     best_state: dict = field(default_factory=dict)
 
     def add(self, entry: dict, network: TuningNetwork, *, write: bool):
@@ -153,7 +152,7 @@ class Progress:
             with atomic(self.folder / "best.safetensors") as part:
                 save_file(self.best_state, part)
         with atomic(self.folder / "history.json") as part:
-            part.write_text(json.dumps({"history": self.history, "alphas": self.penalties}))
+            part.write_text(json.dumps({"history": self.history}))
 
     def restore(self, checkpoint: str):
         """Go back to the epoch of a checkpoint, which holds the weights of that epoch itself."""
@@ -162,7 +161,6 @@ class Progress:
         with reading(path, "the scores of a run", remedy=ANEW):
             saved = json.loads(path.read_text())
             self.history[:] = [entry for entry in saved["history"] if entry["epoch"] <= epoch]
-            self.penalties = saved["alphas"]
         with reading(best, "the best weights of a run", remedy=ANEW):
             self.best_state = load_file(best)
 
@@ -317,12 +315,13 @@ class TuningTrainer(Trainer):
             f"{self.recipe.name}: the features are not finite after epoch {epoch}; {self.progress.advice()}",
             kind=RuntimeError,
         )
-        subjects = self.network.readouts
-        score = float(np.mean([self.evaluate_subject(s, features, epoch=epoch) for s in subjects]))
+        found = {s: self.evaluate_subject(s, features, epoch=epoch) for s in self.network.readouts}
+        score = float(np.mean([score for score, _ in found.values()]))
         self.check_readouts(score, epoch)
         loss = float(np.mean(self.step_losses)) if self.step_losses else None
         self.step_losses = []
         entry = {"epoch": epoch, "validation": score, "loss": loss}
+        entry["penalty"] = {subject: penalty for subject, (_, penalty) in found.items()}
         self.progress.add(entry, self.network, write=self.is_world_process_zero())
         metrics = {f"{metric_key_prefix}_score": score}
         self.log(metrics if loss is None else {"loss": loss, **metrics})
@@ -333,23 +332,24 @@ class TuningTrainer(Trainer):
             self.control.should_training_stop = True
         return metrics
 
-    def evaluate_subject(self, subject: str, features: dict, *, epoch: int) -> float:
-        """Mean validation score of a subject's voxels, by the ridge of `evaluation` with one penalty for all."""
-        recipe, penalties, validation = self.recipe, self.progress.penalties, self.eval_dataset
-        responses = self.responses(subject)
-        fit = {"stories": self.network.train_stories, "delays": recipe.delays}
-        if subject not in penalties:  # searched once, so that scores of epochs compare
-            penalties[subject] = shared_alpha(fresh_ridge(features, responses, **fit))
-        ridge = fresh_ridge(features, responses, **fit, alpha=penalties[subject])
-        if epoch == 0 or recipe.readout == "ridge":
-            self.refit_readouts(subject, features, ridge=ridge)
-        scores = ridge.score([features[s] for s in validation], [responses[s] for s in validation])
-        return scores.mean()
+    def evaluate_subject(self, subject: str, features: dict, *, epoch: int) -> tuple[float, float]:
+        """Mean validation score of a subject's voxels, by the ridge of `evaluation` with one penalty for all; and that penalty.
 
-    def refit_readouts(self, subject: str, features: dict, *, ridge: RidgeEncoder):
+        It is searched anew in each epoch, as features that were turned up or down want another one.
+        """
+        recipe, validation, responses = self.recipe, self.eval_dataset, self.responses(subject)
+        fit = {"stories": self.network.train_stories, "delays": recipe.delays}
+        penalty = shared_alpha(fresh_ridge(features, responses, **fit))
+        ridge = fresh_ridge(features, responses, **fit, alpha=penalty)
+        if epoch == 0 or recipe.readout == "ridge":
+            self.refit_readouts(subject, features, ridge=ridge, penalty=penalty)
+        scores = ridge.score([features[s] for s in validation], [responses[s] for s in validation])
+        return float(scores.mean()), penalty
+
+    def refit_readouts(self, subject: str, features: dict, *, ridge: RidgeEncoder, penalty: float):
         """Load ridge into a closed-form or warm-started read-out, its own into each fold; into others only its scaling."""
         recipe, n_train = self.recipe, len(self.network.train_stories)
-        alpha = recipe.ridge_scale * self.progress.penalties[subject]
+        alpha = recipe.ridge_scale * penalty
         for readout, stories in self.network.fitted_on(subject):
             own = ridge
             if recipe.ridge_scale != 1 or len(stories) < n_train:

@@ -161,7 +161,7 @@ class BrainTuner:
     ----------
     history : list of dict
         One entry per epoch, 0 before training: `validation` (mean encoding score of the tuned voxels on the validation
-        stories, ridge fitted anew; no test story is read) and training `loss`.
+        stories, ridge fitted anew; no test story is read), training `loss`, and that ridge's `penalty` per subject.
     best_epoch, kept_epoch : int
         The best on validation, and the one whose weights the encoder holds.
     base_fingerprint : str

@@ -1,6 +1,5 @@
 """Training by a recipe: what changes, what is evaluated, what stops and goes on."""
 
-import json
 import shutil
 
 import numpy as np
@@ -69,7 +68,7 @@ def test_a_closed_form_read_out_is_refitted_and_never_trained(model_folder, data
         keep="last",
         folder=tmp_path,
     )
-    alpha = json.loads((tmp_path / "history.json").read_text())["alphas"]["UTS01"]
+    alpha = tuner.history[-1]["penalty"]["UTS01"]
     names = data.split["train"]
     with torch.no_grad():
         x = [
@@ -100,7 +99,7 @@ def test_a_cross_fitted_read_out_has_not_seen_the_story_it_serves(
     )
     data.split = {"train": ["a", "b", "c"], "val": ["d"], "test": ["d"]}
     tuner = tuned(model_folder, data, recipe, folder=tmp_path, keep="last")
-    alpha = json.loads((tmp_path / "history.json").read_text())["alphas"]["UTS01"]
+    alpha = tuner.history[-1]["penalty"]["UTS01"]
     assert nets[0].fold == {"a": 0, "b": 1, "c": 2}
     for k, names in enumerate((("b", "c"), ("a", "c"), ("a", "b"))):
         with torch.no_grad():
@@ -135,7 +134,7 @@ def test_the_best_epoch_on_validation_is_kept_and_patience_stops(model_folder, d
         )
         for s in data.stories
     }
-    kept = json.loads((tmp_path / "run/history.json").read_text())["alphas"]["UTS01"]
+    kept = tuner.history[tuner.best_epoch]["penalty"]["UTS01"]
     with torch.no_grad():
         x = {s: f(0, 10).numpy() for s, f in features.items()}
     ridge = RidgeEncoder([kept]).fit(
