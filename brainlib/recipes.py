@@ -303,8 +303,7 @@ _REFINE = Recipe(  # Li et al. 2024; no code is public
 )
 
 # The same ideas at the size of the embedded data: cheap clips, the last layer, a read-out that begins at ridge. All values are
-# chosen here, on the validation stories of one simulated subject: learning rates by the same search for each
-# (workflow/search.yaml, results/search), the rest earlier (benchmarks/README.md).
+# chosen here, on the validation stories of one simulated subject; the searches are written down in benchmarks/README.md.
 _QUICK = {
     "window": 10.0,
     "hop": 8.0,

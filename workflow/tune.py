@@ -75,7 +75,7 @@ def target(run: Run, ds):
 def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
     """The tuner after `fit`: the last epoch of all runs, as a control has no validation score that means anything.
 
-    How many epochs that are was chosen on validation stories, by the search.
+    How many there are is the recipe's business.
     """
     tuner = BrainTuner(encoder, run.tuned_recipe())
     if tuner.recipe.adapter == "none":
