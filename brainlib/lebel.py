@@ -144,9 +144,10 @@ def open_dataset(
     root = _root(root)
     files = manifest(root if table is None else table)
     everybody = sorted(set(files.subject) - {""})
-    subjects = chosen(subjects, everybody, what="subject", of="ds003020")
-    # the first participant was presented all stories
-    those = everybody[:1] if subjects == everybody else subjects
+    # where nobody is asked for: the first participant was presented all stories
+    asked = everybody[:1] if subjects is None else subjects
+    those = chosen(asked, everybody, what="subject", of="ds003020")
+    subjects = everybody if subjects is None else those
     description = {
         "Name": "lebel2023",
         "Subjects": subjects,
@@ -346,7 +347,7 @@ def _chosen_rows(subjects, stories, what, table):
         lacking = sorted(set(stories) - set(presented[subject]))
         require(
             not lacking,
-            f"{subject} did not hear {lacking}; `stories_of` lists the stories that {subject} was presented",
+            f"{subject} was not presented {lacking}; `stories_of` lists the stories that {subject} was presented",
         )
     chosen = table.kind.isin(set(what)) & table.subject.isin([*subjects, ""])
     return table[chosen & table.story.isin([*stories, ""])]
