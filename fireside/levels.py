@@ -8,7 +8,9 @@ away. It is fitted on the training stories alone, so the other stories can show 
 
 from __future__ import annotations
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -266,7 +268,10 @@ def _n_dimensions(level: str) -> int:
 @lru_cache(maxsize=1)
 def _sounds() -> dict[str, dict[str, np.ndarray]]:
     """{level: {story: (n_times, n_dimensions)}} of the levels that need no meaning, and what lies below meaning."""
-    raw = {s: _raw(s) for s in story_names()}
+    with ThreadPoolExecutor(
+        os.cpu_count()
+    ) as pool:  # decoding and Fourier transforms free the lock
+        raw = dict(zip(story_names(), pool.map(_raw, story_names())))
 
     def part(name):
         return {s: r[name] for s, r in raw.items()}
