@@ -172,10 +172,10 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
     table : DataFrame
         ``kind`` is "noisy" or "noise-free"; ``normalised`` the noise-ceiling-normalised correlation, ``low_level`` that of
         low-level features, ``beyond_low_level`` what the model adds to them (NaN where it was not computed). ``tuned_on``
-        is empty for an untuned model. ``change`` and ``beyond_change`` are `normalised` and `beyond_low_level` less those of
-        the untuned model on the same responses, NaN where there are none; ``n_voxels`` and ``n_stories`` are NaN for all. ``table.attrs["stale"]`` holds the
-        runs left out, each with the reason (recipe, data or model have changed), ``table.attrs["learning_curves"]`` the
-        history of each run.
+        is empty for an untuned model; ``n_voxels`` and ``n_stories`` are NaN where a run took all of them. ``change`` and
+        ``beyond_change`` are `normalised` and `beyond_low_level` less those of the untuned model on the same responses, NaN
+        where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
+        have changed), ``table.attrs["learning_curves"]`` the history of each run.
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
     rows = [row for entry in entries.values() for row in _rows(entry)]
@@ -231,13 +231,7 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
             f"{adapter}: {missing} not found; with keep_model in the grid, {again}"
         )
     encoder = SpeechEncoder.from_pretrained(about["model"])
-    if encoder.fingerprint() != about["base_fingerprint"]:
-        raise ValueError(
-            f"run {name!r} was tuned on another {about['model']!r} (fingerprint {about['base_fingerprint']}, here "
-            f"{encoder.fingerprint()}); {again}"
-        )
-    load_adapter(encoder, adapter)
-    encoder.model.eval().requires_grad_(False)
+    load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=again)
     encoder.name = f"{about['model']}+{name}"
     return encoder, about | entries[name]["provenance"]
 

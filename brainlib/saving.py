@@ -166,13 +166,7 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     encoder = SpeechEncoder.from_pretrained(
         facts["base"] if lora else str(folder), device, padded=padded
     )
-    here = encoder.fingerprint()
-    require(
-        not lora or here == facts["base_fingerprint"],
-        f"{folder}: tuned on another {facts['base']!r} (fingerprint {facts['base_fingerprint']}, here {here}); "
-        "adapters fit their own base alone: load that one, or tune anew",
-    )
-    adapted = load_adapter(encoder, folder) if lora else None
+    adapted = load_adapter(encoder, folder, base=facts["base_fingerprint"]) if lora else None
     encoder.name, encoder.as_named = f"{facts['base']}+{recipe.name}", False
     encoder.model.eval().requires_grad_(False)
     readouts = load_readouts(folder / "readouts.safetensors", recipe, width=encoder.width)
@@ -180,8 +174,19 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     return {**facts, **made, "recipe": recipe, "about": about}
 
 
-def load_adapter(encoder: SpeechEncoder, folder: Path) -> PeftModel:
-    """Put the adapter of a folder into an encoder; ValueError unless it has just the tensors that it says, all finite."""
+def load_adapter(
+    encoder: SpeechEncoder, folder: Path, *, base: str, remedy: str = "load that one, or tune anew"
+) -> PeftModel:
+    """Put the adapter of a folder into an encoder, frozen.
+
+    ValueError unless the encoder has the fingerprint `base`, and the adapter just the tensors that it says, all finite.
+    """
+    here = encoder.fingerprint()
+    require(
+        here == base,
+        f"{folder}: tuned on another {encoder.name!r} (fingerprint {base}, here {here}); "
+        f"adapters fit their own base alone: {remedy}",
+    )
     path = folder / "adapter_model.safetensors"
     with reading(folder, "an adapter in PEFT's form"):
         state = load_file(path)
@@ -192,6 +197,8 @@ def load_adapter(encoder: SpeechEncoder, folder: Path) -> PeftModel:
         not differing and not broken,
         f"{path}: tensors lost or foreign {differing[:2]}, not finite {broken[:2]}; copy or tune it again",
     )
+    encoder.model.eval().requires_grad_(False)
+    encoder.as_named = False
     return adapted
 
 

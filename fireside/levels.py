@@ -104,11 +104,11 @@ def word_vectors(story, which: str = "planted"):
     return np.nan_to_num(vectors(story.words.text, which)), lowlevel.middles(story.words)
 
 
-@lru_cache(maxsize=1)
-def _code() -> dict[str, np.ndarray]:
-    """An arbitrary code: the driving vectors of the stories' word types, dealt out anew among these types."""
+@lru_cache(maxsize=2)
+def arbitrary_code(seed=(3, 1)) -> dict[str, np.ndarray]:
+    """The driving vectors of the stories' word types, dealt out anew among these types: SIMCODE's, or another by the seed."""
     types = sorted({w.lower() for s in story_names() for w in embedded_story(s).words.text})
-    order = np.random.default_rng([3, 1]).permutation(len(types))
+    order = np.random.default_rng(seed).permutation(len(types))
     return dict(zip(types, np.nan_to_num(vectors(types))[order]))
 
 
@@ -268,9 +268,8 @@ def _n_dimensions(level: str) -> int:
 @lru_cache(maxsize=1)
 def _sounds() -> dict[str, dict[str, np.ndarray]]:
     """{level: {story: (n_times, n_dimensions)}} of the levels that need no meaning, and what lies below meaning."""
-    with ThreadPoolExecutor(
-        os.cpu_count()
-    ) as pool:  # decoding and Fourier transforms free the lock
+    # in threads, because decoding and Fourier transforms free Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         raw = dict(zip(story_names(), pool.map(_raw, story_names())))
 
     def part(name):
@@ -311,7 +310,7 @@ def driving_features(code: bool = False) -> dict[str, dict[str, np.ndarray]]:
             # of the true vectors nothing must be left in it, however often a few words are said
             true = np.hstack([values, word_vectors(story, "other")[0]])
             below[name].append(_on_grid(true, times, _n_times(story)))
-            values = np.stack([_code()[w.lower()] for w in story.words.text])
+            values = np.stack([arbitrary_code()[w.lower()] for w in story.words.text])
         below[name] = np.hstack(below[name])
         meaning[name] = _on_grid(values, times, _n_times(story))
         context[name] = _on_grid(_agreement(name, values), times, _n_times(story))

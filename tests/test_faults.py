@@ -110,23 +110,15 @@ def sound(damage, tree):
     _ = story.tr_times
 
 
-@fault(1, "ogg cut", refused="cut. Fetch the file again|no sound in it")
-def _(tree):
-    rng = np.random.default_rng(0)
+@each(
+    1,
+    [(f"{kind} cut", kind, "cut. Fetch the file again|no sound in it") for kind in ("ogg", "mp3")],
+)
+def compressed_sound(kind, tree):
+    rng, path = np.random.default_rng(0), tree / f"stimuli/a.{kind}"
     (tree / "stimuli/a.wav").unlink()
-    soundfile.write(tree / "stimuli/a.ogg", 0.1 * rng.standard_normal(40 * 16_000), 16_000)
-    cut(tree / "stimuli/a.ogg")
-    story = story_of(tree)
-    _ = story.audio
-    _ = story.tr_times
-
-
-@fault(1, "mp3 cut", refused="cut. Fetch the file again|no sound in it")
-def _(tree):
-    rng = np.random.default_rng(0)
-    (tree / "stimuli/a.wav").unlink()
-    soundfile.write(tree / "stimuli/a.mp3", 0.1 * rng.standard_normal(40 * 16_000), 16_000)
-    cut(tree / "stimuli/a.mp3")
+    soundfile.write(path, 0.1 * rng.standard_normal(40 * 16_000), 16_000)
+    cut(path)
     story = story_of(tree)
     _ = story.audio
     _ = story.tr_times

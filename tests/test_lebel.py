@@ -270,7 +270,11 @@ def test_a_local_copy_serves_and_is_checked_too(fetch, source, tmp_path, monkeyp
     [
         ({"subjects": ["UTS10"]}, KeyError, "no subject 'UTS10'; it has .'UTS01'"),
         ({"stories": ["bucks"]}, KeyError, "no story .'bucks'"),
-        ({"subjects": ["UTS04"], "stories": ["life"]}, ValueError, "UTS04 was not presented .'life'"),
+        (
+            {"subjects": ["UTS04"], "stories": ["life"]},
+            ValueError,
+            "UTS04 was not presented .'life'",
+        ),
         ({"what": ["fmri"]}, ValueError, "expected a list of some of"),
         ({"what": "responses"}, ValueError, "expected a list of some of"),
     ],

@@ -22,7 +22,7 @@ from brainlib.scores import FLOOR
 from brainlib.speech import SpeechEncoder
 from brainlib.timing import downsample
 from brainlib.tuning import BrainTuner
-from fireside.levels import story_names
+from fireside.levels import arbitrary_code
 
 OUT = HERE.parent / "results" / "zoo"
 SCORES = ["normalised", "low_level", "beyond_low_level"]
@@ -41,17 +41,10 @@ def word_vectors(story):
 
 
 def permuted_vectors(story):
-    """The same vectors, dealt out anew among the word types: as predictable, without meaning."""
-    words = story.words.text.str.lower()
-    types = sorted({w.lower() for s in story_names() for w in _words(s)})
-    order = np.random.default_rng(11).permutation(len(types))
-    other = dict(zip(types, np.array(types)[order]))
-    vectors = np.nan_to_num(fireside.vectors([other[w] for w in words]))
+    """The same vectors, dealt out anew among the word types (not as in SIMCODE): no meaning."""
+    code = arbitrary_code(seed=11)
+    vectors = np.stack([code[word.lower()] for word in story.words.text])
     return downsample(vectors, lowlevel.middles(story.words), story.tr_times, kernel="past")
-
-
-def _words(name):
-    return fireside.embedded_story(name).words.text
 
 
 FEATURES = {
