@@ -534,7 +534,8 @@ def saved_weights(attack, saved):
 )
 def adapter_without_digest(damage, saved, model_folder):
     damage(saved / ADAPTER)
-    saving.load_adapter(encoder(model_folder), saved)
+    untuned = encoder(model_folder)
+    saving.load_adapter(untuned, saved, base=untuned.fingerprint())
 
 
 @each(
