@@ -48,6 +48,16 @@ def pick_device(prefer: str | None = None) -> str:
     return devices[0] if prefer in (None, "auto") else prefer
 
 
+def fast_bf16() -> bool:
+    """Whether this machine multiplies in bfloat16 by itself; elsewhere it is emulated, and ten times slower than float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # torch >= 2.11
+    return any(tell().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
 def cache_dir(*parts: str) -> Path:
     """Folder for what can be made again, created if missing: ``$BRAINLIB_CACHE`` or ``~/.cache/brainlib``, then `parts`.
 
