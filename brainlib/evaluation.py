@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -164,6 +165,32 @@ def leave_one_story_out(features, responses, *, stories, **options) -> np.ndarra
     )
 
 
+def linear_map(features, responses, *, stories) -> dict:
+    """Features after an invertible map that makes these responses easier to read: linearly they tell no more than before.
+
+    The yardstick for tuning: what such a map gains is readability. With ``W = U S V'`` the weights (width, n_delays *
+    n_voxels) of a ridge from features to responses, the map is ``U S^(1/2) U'``; no S is below 1e-4 of the largest.
+
+    Parameters
+    ----------
+    features : dict of arrays of shape (n_trs, width), by story
+    responses : dict of arrays of shape (n_trs, n_voxels), by story
+    stories : list of str
+        To make the map from.
+
+    Returns
+    -------
+    mapped : dict of arrays of shape (n_trs, width), by story
+    """
+    ridge = fresh_ridge(features, responses, stories=stories)
+    width = len(ridge.mean_)
+    weights = np.hstack(list(ridge.coef_.reshape(len(ridge.delays), width, -1)))
+    squares, directions = np.linalg.eigh(weights @ weights.T)
+    sizes = np.sqrt(np.maximum(squares / squares[-1], 1e-8))
+    mapping = (directions * np.sqrt(sizes)) @ directions.T  # (width, width)
+    return {s: ((x - ridge.mean_) / ridge.scale_) @ mapping for s, x in features.items()}
+
+
 def shared_alpha(ridge) -> float:
     """One penalty for all voxels of a searched ridge: the median over those that it predicts in cross-validation.
 
@@ -297,6 +324,7 @@ def evaluate(
     noise_free: bool = False,
     beyond_low_level: bool = False,
     each_story: bool = False,
+    transform=None,
     **settings,
 ) -> pd.DataFrame:
     """Encoding scores of a speech model, one row per subject, layer and region.
@@ -323,6 +351,8 @@ def evaluate(
         cross-validation over the training stories: states that are of no use do no harm either.
     each_story : bool
         A row per `story` too, so that two models can be compared story by story; without numbers of voxels and margins.
+    transform : callable, optional
+        Takes and gives a layer's features by story, {story: (n_trs, width)}: `linear_map`, say.
     **settings
         `window`, `hop`, `cache`, `kernel`: see `features_at_trs`.
 
@@ -341,6 +371,8 @@ def evaluate(
     stories = [*train, *ds.split[on]]
     ds.fetch(subjects, stories, what=["stimuli", "responses"])
     states = _states(encoder, ds, stories=stories, layers=layers, **settings)
+    if transform is not None:
+        states = {layer: transform(x) for layer, x in states.items()}
     low = _low_level(ds, stories, settings.get("kernel", "lanczos")) if beyond_low_level else None
     tables = {}
     options = {"on": on, "repeats": repeats, "noise_free": noise_free, "train": train}
@@ -506,24 +538,44 @@ def other_story(ds):
     return responses
 
 
-def from_features(ds, features, *, seed: int = 0):
+def from_features(ds, features, *, noisy: bool = False, seed: int = 0):
     """Targets made from features of the stories instead of brains: delayed as blood is, mixed at random to as many columns.
 
     Parameters
     ----------
     features : callable
         Story to array (n_trs, n_features): its own mel spectrum, word vectors, states of a larger model.
+    noisy : bool
+        In each voxel add the subject's own responses to the story in another order (`shuffled_responses`), so that the
+        target is as hard to predict as the responses: its share of the variance is that of their noise
+        (`explainable_variance`).
     """
     width = features(ds.story(ds.stories[0])).shape[1]
+    noise = shuffled_responses(ds, seed=seed)
+    share = lru_cache(partial(explainable_variance, ds))
 
     def responses(subject, story):
         n_voxels = ds.n_voxels(subject)
         mix = np.random.default_rng(seed).standard_normal((width, n_voxels)).astype(np.float32)
         delayed = fir(np.asarray(features(ds.story(story)), np.float32), (1, 2, 3))
         y = delayed.reshape(-1, 3, width).mean(1) @ mix
-        return (y - y.mean(0)) / np.maximum(y.std(0), 1e-6)
+        y = (y - y.mean(0)) / np.maximum(y.std(0), 1e-6)
+        if not noisy:
+            return y
+        signal = share(subject)
+        return np.float32(np.sqrt(signal) * y + np.sqrt(1 - signal) * noise(subject, story))
 
     return responses
+
+
+def explainable_variance(ds, subject) -> np.ndarray:
+    """Share of the variance of a single presentation that is signal, by the repeats of the validation stories: (n_voxels,).
+
+    With `CC_max` of the mean of n repeats, ``CC_max^2 / (n - (n - 1) CC_max^2)``.
+    """
+    n_repeats = min(ds.n_repeats(subject, story) for story in ds.split["val"])
+    squared = ds.noise_ceiling(subject, split="val") ** 2
+    return squared / (n_repeats - (n_repeats - 1) * squared)
 
 
 CONTROLS = {"shuffled responses": shuffled_responses, "other story": other_story}

@@ -312,11 +312,16 @@ class TuningNetwork(nn.Module):
             return self.folds[f"{subject} {self.fold[story]}"]
         return self.readouts[subject]
 
+    def stories_of(self, subject: str) -> list[str]:
+        """The training stories of which there are responses of a subject."""
+        return [story for story in self.train_stories if (subject, story) in self.responses]
+
     def fitted_on(self, subject: str):
         """Pairs of a read-out and the training stories that it may be fitted on."""
-        yield self.readouts[subject], self.train_stories
+        stories = self.stories_of(subject)
+        yield self.readouts[subject], stories
         for k in sorted(set(self.fold.values())):
-            others = [story for story in self.train_stories if self.fold[story] != k]
+            others = [story for story in stories if self.fold[story] != k]
             yield self.folds[f"{subject} {k}"], others
 
     def frozen_features(self) -> dict[str, np.ndarray]:

@@ -24,7 +24,12 @@ SCORES = ["normalised", "low_level", "beyond_low_level"]
 COPIED = ["run", "group", "model", "recipe", "target", "voxels", "n_voxels"]  # from `about`
 COLUMNS = [*COPIED, "n_stories", "seed", "tuned_on", "subject", "kind", "region", "story"]
 CHANGES = {"change": "normalised", "beyond_change": "beyond_low_level"}  # against the untuned model
-COLUMNS += [*SCORES, *CHANGES, "seconds"]
+OVER_MAP = {
+    "over_map": "normalised",
+    "beyond_over_map": "beyond_low_level",
+}  # against the linear map
+COLUMNS += [*SCORES, *CHANGES, *OVER_MAP, "seconds"]
+LINEAR_MAP = "linear-map"  # the group of runs that tune nothing but map the untuned features
 
 
 def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
@@ -173,16 +178,20 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         ``kind`` is "noisy" or "noise-free"; ``normalised`` the noise-ceiling-normalised correlation, ``low_level`` that of
         low-level features, ``beyond_low_level`` what the model adds to them (NaN where it was not computed). ``tuned_on``
         is empty for an untuned model; ``n_voxels`` and ``n_stories`` are NaN where a run took all of them. ``change`` and
-        ``beyond_change`` are `normalised` and `beyond_low_level` less those of the untuned model on the same responses, NaN
-        where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
+        ``beyond_change`` are `normalised` and `beyond_low_level` less those of the untuned model on the same responses,
+        ``over_map`` and ``beyond_over_map`` less those of its features after the `evaluation.linear_map` of the same
+        subject (of models tuned on responses); NaN where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
         have changed), ``table.attrs["learning_curves"]`` the history of each run.
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
     rows = [row for entry in entries.values() for row in _rows(entry)]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    numeric = ["n_voxels", "n_stories", *SCORES, *CHANGES]
+    numeric = ["n_voxels", "n_stories", *SCORES, *CHANGES, *OVER_MAP]
     table = table.astype(dict.fromkeys(numeric, float))
-    _add_changes(table)
+    same, untuned = ["model", "subject", "kind", "region", "story"], table.tuned_on == ""
+    _add_differences(table, CHANGES, table[untuned], same)
+    mapped = table.group == LINEAR_MAP
+    _add_differences(table, OVER_MAP, table[mapped], ["tuned_on", "target", *same])
     curves = {name: entry["numbers"]["history"] for name, entry in entries.items()}
     table.attrs = {"stale": stale, "learning_curves": curves}
     return table
@@ -282,13 +291,12 @@ def _installed(name: str) -> dict:
     return _data(datasets.load(name))
 
 
-def _add_changes(table):
-    """Fill the columns of `CHANGES`: each row less the untuned model's score of the same responses."""
-    same = ["model", "subject", "kind", "region", "story"]
-    untuned = table[table.tuned_on == ""].drop_duplicates(same).set_index(same)
-    before = untuned.reindex(pd.MultiIndex.from_frame(table[same]))
-    for change, score in CHANGES.items():
-        table[change] = table[score] - before[score].to_numpy()
+def _add_differences(table, columns: dict, baseline, same: list):
+    """Fill columns {difference: score}: each row less the row of a baseline that agrees in the columns `same`."""
+    baseline = baseline.drop_duplicates(same).set_index(same)
+    before = baseline.reindex(pd.MultiIndex.from_frame(table[same]))
+    for difference, score in columns.items():
+        table[difference] = table[score] - before[score].to_numpy()
 
 
 def _rows(entry: dict):
@@ -296,6 +304,7 @@ def _rows(entry: dict):
     about, numbers = entry["about"], entry["numbers"]
     shared = {name: about[name] for name in [*COPIED, "seed", "seconds"]}
     untuned = get_recipe(about["recipe"]).with_(**about["changes"]).adapter == "none"
+    untuned &= not about.get("linear_map")
     shared["voxels"] += f" in {about.get('region')}" * bool(about.get("region"))
     shared |= {
         "n_stories": about["stories"],

@@ -108,6 +108,44 @@ def interval(values, *, level: float = 0.95) -> pd.DataFrame:
     )
 
 
+def crossed_interval(table, *, level: float = 0.95) -> pd.Series:
+    """Mean and confidence interval of a two-way table, for other rows and other columns of their kind at once.
+
+    Parameters
+    ----------
+    table : DataFrame or array of shape (n_rows, n_columns)
+        Of subjects (or seeds) by stories, say, without gaps; at least two of each.
+
+    Returns
+    -------
+    row : Series with `mean`, `low`, `high`
+
+    Notes
+    -----
+    Rows and columns are random and crossed, one value per cell: the variance of the mean is
+    ``(MS_rows + MS_columns - MS_residual) / (n_rows n_columns)``, and no less than that of either alone; degrees of freedom
+    after Satterthwaite (1946).
+    """
+    from scipy.stats import t
+
+    x = np.asarray(table, float)
+    n_rows, n_columns = x.shape
+    require(
+        min(x.shape) > 1 and np.isfinite(x).all(),
+        f"a table of shape {x.shape}, finite: {np.isfinite(x).all()}; expected at least 2 by 2 without gaps",
+    )
+    by_row, by_column = x.mean(1), x.mean(0)
+    squares = np.array([n_columns * by_row.var(ddof=1), n_rows * by_column.var(ddof=1)])
+    freedom = np.array([n_rows - 1, n_columns - 1])
+    residual = x - by_row[:, None] - by_column + x.mean()
+    rest = np.square(residual).sum() / freedom.prod()
+    mean_square = max(squares.sum() - rest, squares.max())
+    parts = np.square([*squares, rest]) / [*freedom, freedom.prod()]
+    df = max(mean_square**2 / max(parts.sum(), 1e-300), 1.0)
+    margin = t.ppf((1 + level) / 2, df) * np.sqrt(mean_square / x.size)
+    return pd.Series({"mean": x.mean(), "low": x.mean() - margin, "high": x.mean() + margin})
+
+
 def bootstrap_blocks(
     y, predictions, statistic, *, lengths=None, block: int = 10, n: int = 200, seed: int = 0
 ) -> np.ndarray:

@@ -338,7 +338,7 @@ class TuningTrainer(Trainer):
         It is searched anew in each epoch, as features that were turned up or down want another one.
         """
         recipe, validation, responses = self.recipe, self.eval_dataset, self.responses(subject)
-        fit = {"stories": self.network.train_stories, "delays": recipe.delays}
+        fit = {"stories": self.network.stories_of(subject), "delays": recipe.delays}
         penalty = shared_alpha(fresh_ridge(features, responses, **fit))
         ridge = fresh_ridge(features, responses, **fit, alpha=penalty)
         if epoch == 0 or recipe.readout == "ridge":
@@ -348,7 +348,7 @@ class TuningTrainer(Trainer):
 
     def refit_readouts(self, subject: str, features: dict, *, ridge: RidgeEncoder, penalty: float):
         """Load ridge into a closed-form or warm-started read-out, its own into each fold; into others only its scaling."""
-        recipe, n_train = self.recipe, len(self.network.train_stories)
+        recipe, n_train = self.recipe, len(self.network.stories_of(subject))
         alpha = recipe.ridge_scale * penalty
         for readout, stories in self.network.fitted_on(subject):
             own = ridge

@@ -56,14 +56,15 @@ class TuningData:
     responses: dict[tuple[str, str], torch.Tensor]
 
     def steps(self, trs_per_step: int) -> list[Step]:
-        """Every training story of every subject, cut into stretches of about equal length."""
+        """Every training story of every subject who has it, cut into stretches of about equal length."""
         steps = []
-        for subject in self.subjects:
-            for story in self.train:
-                n_trs = len(self.responses[subject, story])
-                edges = np.linspace(0, n_trs, -(-n_trs // trs_per_step) + 1).astype(int)
-                for first, end in zip(edges.tolist(), edges[1:].tolist()):
-                    steps.append(Step(subject, story, first, end))
+        for subject, story in self.responses:
+            if story in self.validation:
+                continue
+            n_trs = len(self.responses[subject, story])
+            edges = np.linspace(0, n_trs, -(-n_trs // trs_per_step) + 1).astype(int)
+            for first, end in zip(edges.tolist(), edges[1:].tolist()):
+                steps.append(Step(subject, story, first, end))
         return steps
 
     def digest(self) -> str:
@@ -79,7 +80,14 @@ class TuningData:
 def read_data(ds, subjects, *, recipe: Recipe, voxels=None, responses=None, stories=None):
     """The `TuningData` that `BrainTuner.fit` asks for, whose arguments these are."""
     subjects = chosen(subjects, ds.subjects, what="subject", of=ds.name)
-    train, validation = ds.training_stories(stories), list(ds.split["val"])
+    stories = stories if isinstance(stories, dict) else dict.fromkeys(subjects, stories)
+    require(
+        set(stories) == set(subjects),
+        f"stories of {sorted(stories)}, but subjects {sorted(subjects)}; give each subject its stories",
+    )
+    own = {subject: ds.training_stories(stories[subject]) for subject in subjects}
+    train = list(dict.fromkeys(story for names in own.values() for story in names))
+    validation = list(ds.split["val"])
     require(
         recipe.cross_fit <= len(train),
         f"recipe {recipe.name!r}: {recipe.cross_fit} folds but {len(train)} training stories",
@@ -98,7 +106,7 @@ def read_data(ds, subjects, *, recipe: Recipe, voxels=None, responses=None, stor
     tensors = {
         (subject, story): torch.from_numpy(np.ascontiguousarray(read(subject, story), np.float32))
         for subject in subjects
-        for story in train + validation
+        for story in own[subject] + validation
     }
     require(
         all(y.numel() for y in tensors.values()),
@@ -214,7 +222,7 @@ class BrainTuner:
             Mask or indices per subject; by the recipe's rule if left out (`pick_voxels`).
         responses : callable, optional
             ``(subject, story) -> (n_trs, n)`` in place of ``ds.responses``: a control (see `evaluation`).
-        stories : list of str, optional
+        stories : list of str, or dict of such lists by subject, optional
             Training stories; ``ds.split["train"]`` if left out.
         folder : path or True, optional
             Keeps checkpoints (True: in the cache folder, under this run's own hash). If it holds whole ones of the same

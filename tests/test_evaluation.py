@@ -313,6 +313,23 @@ def test_block_resamples_keep_measured_and_predicted_rows_together():
         scores.bootstrap_blocks(y, y[1:], correlation)
 
 
+def test_an_interval_over_subjects_and_stories_covers_both():
+    """Rows and columns drawn anew: the true mean lies inside in about 95 of 100 cases, whichever of them varies."""
+    rng = np.random.default_rng(0)
+    for row_sd, column_sd, noise in ((1, 1, 1), (1, 0, 0.3), (0, 1, 0.3), (0, 0, 1)):
+        inside = []
+        for _ in range(400):
+            x = row_sd * rng.standard_normal((8, 1)) + column_sd * rng.standard_normal((1, 4))
+            row = scores.crossed_interval(x + noise * rng.standard_normal((8, 4)))
+            inside.append(row.low < 0 < row.high)
+        assert 0.91 < np.mean(inside) <= 1.0
+    constant_rows = np.array([[1.0, 3.0], [1.0, 3.0]])  # two subjects who agree: two stories decide
+    by_story = scores.interval([1.0, 3.0]).iloc[0]
+    assert scores.crossed_interval(constant_rows).to_list() == pytest.approx(by_story.to_list())
+    with pytest.raises(ValueError, match="at least 2 by 2"):
+        scores.crossed_interval(np.ones((1, 4)))
+
+
 def test_block_resamples_take_as_much_of_each_story():
     story = np.repeat([0, 1], [24, 36])
     counts = scores.bootstrap_blocks(
@@ -337,3 +354,31 @@ def test_controls_differ_in_the_responses_alone(data):
     made = features("UTS01", "a")
     assert shuffled.shape == other.shape == made.shape == y.shape and np.isfinite(made).all()
     assert set(evaluation.CONTROLS) == {"shuffled responses", "other story"}
+
+
+def test_made_targets_get_the_noise_that_the_responses_have(ds):
+    """A target as hard to predict as the subject: as much of its variance is signal, in each voxel."""
+    signal = evaluation.explainable_variance(ds, "SIM01")
+    true = ds.truth("SIM01").snr.to_numpy()
+    assert abs(signal.mean() - true.mean()) < 0.03 and np.corrcoef(signal, true)[0, 1] > 0.9
+    make = {"features": lambda story: lowlevel.feature_space(story, "mel"), "seed": 3}
+    story = ds.split["train"][0]
+    clean = evaluation.from_features(ds, **make)("SIM01", story)
+    noisy = evaluation.from_features(ds, noisy=True, **make)("SIM01", story)
+    shared = correlation(clean, noisy) ** 2
+    assert abs(shared.mean() - signal.mean()) < 0.05
+    assert np.corrcoef(shared, signal)[0, 1] > 0.6
+
+
+def test_a_linear_map_can_be_undone_and_turns_up_what_the_responses_follow():
+    rng = np.random.default_rng(0)
+    stories = ["a", "b", "c", "d", "e"]
+    x = {s: rng.standard_normal((60, 6)).astype(np.float32) for s in stories}
+    y = {s: timing.fir(x[s][:, :2], (1,)) + 0.5 * rng.standard_normal((60, 2)) for s in stories}
+    mapped = evaluation.linear_map(x, y, stories=stories)
+    before, after = (np.concatenate(list(z.values())) for z in (x, mapped))
+    back, *_ = np.linalg.lstsq(np.c_[after, np.ones(len(after))], before, rcond=None)
+    undone = np.c_[after, np.ones(len(after))] @ back
+    np.testing.assert_allclose(undone, before, atol=1e-2)  # nothing is lost
+    size = after.std(0)
+    assert size[:2].min() > 3 * size[2:].max()  # the two columns that drive the responses

@@ -101,6 +101,22 @@ def test_a_change_is_against_the_untuned_model_on_the_same_responses(zoo):
     assert tuned.change["S2"].isna().all() and tuned.beyond_change.isna().all()
 
 
+def test_a_tuned_model_is_compared_with_the_linear_map_of_the_same_responses(zoo):
+    changes = {"adapter": "none"}
+    recipe_hash = get_recipe("crossfit-quick").with_(**changes, seed=3).hash()
+    untuned = {"changes": changes, "recipe_hash": recipe_hash}
+    score = lambda r: {"S1": {"noisy": {"all voxels": {"normalised": r}}}}  # noqa: E731
+    mapped = {"linear_map": True, "group": results.LINEAR_MAP, **untuned}
+    entries = [entry("before", scores=score([0.5, 0.5]), **untuned)]
+    entries += [entry("map", scores=score([0.6, 0.4]), **mapped)]
+    entries += [entry("after", scores=score([0.7, 0.7]))]
+    entries += [entry("control", scores=score([0.7, 0.7]), target="own sound")]
+    table = results.load_zoo(zoo(*entries)).set_index("run")
+    assert table.over_map["after"].tolist() == pytest.approx([0.1, 0.3])
+    assert table.change["map"].tolist() == pytest.approx([0.1, -0.1])
+    assert table.over_map[["before", "control"]].isna().all()  # the map is of other responses
+
+
 def test_the_zoo_that_ships_is_current_and_small():
     table = results.load_zoo()
     assert table.attrs["stale"] == {} and "pretrained" in set(table.run)

@@ -253,6 +253,26 @@ def test_two_subjects_have_a_read_out_each(model_folder, data):
     )
 
 
+def test_stories_dealt_out_among_subjects_take_as_many_steps_as_one_subject(model_folder, data):
+    short = TINY.with_(stages=(("all", 1),), readout="ridge")
+    data.split["train"], data.split["val"] = ["a", "b"], ["c"]
+    one, two = data.split["train"]
+    dealt = {"UTS01": [one], "UTS02": [two]}
+    read = {"recipe": short, "stories": dealt, "voxels": np.arange(6)}
+    steps = tuning.read_data(data, list(dealt), **read).steps(TINY.trs_per_step)
+    assert {(step.subject, step.story) for step in steps} == {("UTS01", one), ("UTS02", two)}
+    alone = tuning.read_data(data, "UTS01", recipe=short, voxels=np.arange(6))
+    assert len(steps) == len(alone.steps(TINY.trs_per_step))
+    own = tuned(
+        model_folder, data, short, subjects="UTS02", stories=["b"], keep="best", folder=None
+    )
+    both = tuned(model_folder, data, short, subjects=["UTS01", "UTS02"], stories=dealt)
+    # before training each read-out is fitted on its own subject's stories
+    assert both.history[0]["penalty"]["UTS02"] == own.history[0]["penalty"]["UTS02"]
+    with pytest.raises(ValueError, match="give each subject its stories"):
+        tuned(model_folder, data, short, subjects=["UTS01", "UTS02"], stories={"UTS01": [one]})
+
+
 def test_a_run_that_diverges_stops_and_says_what_to_do(model_folder, data, tmp_path):
     with pytest.raises(RuntimeError, match="smaller learning rate; the best epoch so far lies in"):
         tuned(

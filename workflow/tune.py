@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +49,22 @@ def permuted_vectors(story):
     return downsample(vectors, lowlevel.middles(story.words), story.tr_times, kernel="past")
 
 
+def average_response(ds, subjects):
+    """Responses averaged over subjects, voxel by voxel: they must correspond, as those of simulated subjects do."""
+
+    def responses(_, story):
+        return np.mean([ds.responses(subject, story) for subject in subjects], axis=0)
+
+    return responses
+
+
 FEATURES = {
     "own sound": own_sound,
     "word vectors": word_vectors,
     "permuted vectors": permuted_vectors,
 }
-TARGETS = ("responses", *evaluation.CONTROLS, *FEATURES)
+AVERAGE = "average response"
+TARGETS = ("responses", AVERAGE, *evaluation.CONTROLS, *FEATURES)
 
 
 def target(run: Run, ds):
@@ -60,7 +72,9 @@ def target(run: Run, ds):
     if run.target not in TARGETS:
         raise ValueError(f"run {run.name}: target {run.target!r}; expected one of {TARGETS}")
     if run.target in FEATURES:
-        return evaluation.from_features(ds, FEATURES[run.target], seed=run.seed)
+        return evaluation.from_features(ds, FEATURES[run.target], noisy=True, seed=run.seed)
+    if run.target == AVERAGE:
+        return average_response(ds, run.subjects)
     return evaluation.CONTROLS[run.target](ds) if run.target in evaluation.CONTROLS else None
 
 
@@ -73,19 +87,25 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
     tuner = BrainTuner(encoder, run.tuned_recipe())
     if tuner.recipe.adapter == "none":
         return tuner
-    voxels = {s: tuned_voxels(run, ds, s) for s in run.subjects}
+    subjects = run.subjects[:1] if run.target == AVERAGE else run.subjects
     tuner.fit(
         ds,
-        run.subjects,
-        voxels=voxels,
+        subjects,
+        voxels={s: tuned_voxels(run, ds, s) for s in subjects},
         responses=target(run, ds),
-        stories=ds.split["train"][: run.stories],
+        stories=tuning_stories(run, ds),
         keep="last",
         folder=checkpoints,
         quiet=True,
         bf16=runtime.fast_bf16(),
     )
     return tuner
+
+
+def tuning_stories(run: Run, ds):
+    """Training stories of a run; by subject where they are dealt out among several."""
+    stories, n = ds.split["train"][: run.stories], len(run.subjects)
+    return {s: stories[i::n] for i, s in enumerate(run.subjects)} if run.dealt else stories
 
 
 def tuned_voxels(run: Run, ds, subject) -> np.ndarray:
@@ -108,16 +128,35 @@ def scores(run: Run, ds, tuner: BrainTuner) -> dict:
     recipe, encoder = tuner.recipe, tuner.encoder
     what = {"layers": recipe.layer % encoder.layers, "voxels": f"ceiling > {FLOOR}"}
     what |= {"window": recipe.window, "hop": recipe.hop}
-    what |= {"each_story": True, "beyond_low_level": True}
+    what |= {"each_story": True, "beyond_low_level": True, "transform": transform(run, ds)}
     found = {subject: {} for subject in run.evaluate_on}
     kinds = {"noisy": False, "noise_free": True} if ds.simulated else {"noisy": False}
-    for kind, noise_free in kinds.items() if run.evaluate_on else ():
-        table = evaluation.evaluate(
-            encoder, ds, subjects=run.evaluate_on, noise_free=noise_free, **what
-        )
+    for (kind, noise_free), (suffix, train) in product(kinds.items(), fits(run, ds).items()):
+        what |= {"noise_free": noise_free, "train": train}
+        if not run.evaluate_on:
+            continue
+        table = evaluation.evaluate(encoder, ds, subjects=run.evaluate_on, **what)
         for subject, rows in table.groupby("subject", sort=False):
-            found[subject][kind] = by_region(rows)
+            found[subject][kind + suffix] = by_region(rows)
     return found
+
+
+def fits(run: Run, ds) -> dict:
+    """{suffix of the kind of response: training stories of the ridge that evaluates}."""
+    train = ds.split["train"]
+    others = train[run.stories :] if run.fit_apart else []
+    apart = {", other stories": others, ", same stories": train[: len(others)]}
+    return {"": train} | (apart if run.fit_apart else {})
+
+
+def transform(run: Run, ds):
+    """What `evaluate` does to features before the ridge: nothing, or a linear map of the first subject's responses."""
+    if not run.linear_map:
+        return None
+    stories, subject = tuning_stories(run, ds), run.subjects[0]
+    voxels = tuned_voxels(run, ds, subject)
+    responses = {story: ds.responses(subject, story, voxels=voxels) for story in stories}
+    return partial(evaluation.linear_map, responses=responses, stories=stories)
 
 
 def by_region(table) -> dict:

@@ -49,6 +49,13 @@ class Run:
         So many of them, evenly spread; None: all.
     stories : int or None
         Of the training stories; None: all.
+    dealt : bool
+        Deal the stories out among the subjects, so that several take as many steps, and as much scanning in all, as one.
+    linear_map : bool
+        Tune nothing, but evaluate features after `evaluation.linear_map` of the first subject: what tuning has to beat.
+    fit_apart : bool
+        Also evaluate by a ridge on the training stories beyond `stories`, which nothing was tuned on, and by one on as many
+        of those that were.
     seed : int
     evaluate_on : list of str
         Subjects; with none, only the learning curve on the validation stories is kept.
@@ -68,6 +75,9 @@ class Run:
     region: str | None = None
     n_voxels: int | None = None
     stories: int | None = None
+    dealt: bool = False
+    linear_map: bool = False
+    fit_apart: bool = False
     seed: int = 0
     evaluate_on: list = field(default_factory=lambda: ["SIM01"])
     keep_model: bool = False
