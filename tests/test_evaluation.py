@@ -332,6 +332,12 @@ def test_block_resamples_take_as_much_of_each_story():
     assert (counts == [2, 3]).all()
 
 
+def test_every_block_is_drawn_as_often_as_another():
+    blocks = np.repeat(range(4), 10)
+    counts = scores.bootstrap_blocks(blocks, blocks, lambda y, _: np.bincount(y, minlength=4))
+    np.testing.assert_allclose(counts.mean(0), 10, atol=2)  # 200 draws: a spread of 0.6
+
+
 def test_unless_asked_otherwise_there_are_two_hundred_resamples_of_blocks_of_ten_trs():
     y = np.random.default_rng(0).standard_normal(60)
     draws = scores.bootstrap_blocks(y, y, lambda y, _: y.mean())
