@@ -447,3 +447,11 @@ def test_blocks_of_rows_are_put_together_again(tree, monkeypatch, n_rows):
     some = files.read_hf5(path, "individual_repeats", columns=[4, 1])
     np.testing.assert_array_equal(some, whole[:, :, [4, 1]])
     assert len(files.read_hf5(path, "data", columns=slice(1, 3))[0]) == 2
+
+
+def test_an_empty_file_is_refused_and_a_single_byte_is_a_file(tmp_path):
+    (tmp_path / "one").write_bytes(b"1")
+    files.check_file(tmp_path / "one", "anything")
+    (tmp_path / "none").write_bytes(b"")
+    with pytest.raises(ValueError, match="none: 0 bytes; expected anything"):
+        files.check_file(tmp_path / "none", "anything")
