@@ -442,6 +442,7 @@ def test_blocks_of_rows_are_put_together_again(tree, monkeypatch, n_rows):
     path = tree / "derivative/preprocessed_data/UTS01/d.hf5"
     whole = files.read_hf5(path, "individual_repeats")
     assert whole.shape == (3, 10, 6) and files.hf5_shape(path) == (3, 10, 6)
+    assert files.hf5_shape(path.with_stem("a")) == (1, 10, 6)  # presented once
     monkeypatch.setattr(files, "BLOCK_BYTES", 8 * 6 * n_rows)
     np.testing.assert_array_equal(files.read_hf5(path, "individual_repeats"), whole)
     some = files.read_hf5(path, "individual_repeats", columns=[4, 1])

@@ -83,6 +83,43 @@ def test_a_ceiling_rule_is_read_as_it_is_written(rule, number):
     assert evaluation._ceiling_threshold(rule) == number
 
 
+@pytest.mark.filterwarnings("ignore:voxels chosen by every second repeat")
+@pytest.mark.parametrize(
+    "val, test, chosen_by, scored",
+    [
+        (2, 1, "val", None),
+        (2, 6, "val", None),
+        (1, 2, None, None),  # two repeats of the test story cannot be shared out
+        (1, 3, "half", None),
+        (1, 4, "half", slice(1, None, 2)),
+    ],
+)
+def test_voxels_are_chosen_by_two_repeats_that_are_not_scored_on(val, test, chosen_by, scored):
+    """Ceilings are 0.4, the floor itself and 0.6."""
+    n_repeats, asked = {"v": val, "t": test}, []
+
+    def noise_ceiling(subject, *, split="test", repeats=None):
+        asked.append("val" if split == "val" else "half" if repeats == slice(None, None, 2) else "")
+        return np.array([0.4, scores.FLOOR, 0.6])
+
+    ds = SimpleNamespace(
+        name="made up",
+        split={"val": ["v"], "test": ["t"]},
+        n_repeats=lambda subject, story: n_repeats[story],
+        n_voxels=lambda subject: 3,
+        noise_ceiling=noise_ceiling,
+        rois=lambda subject: {},
+    )
+    assert evaluation.scored_repeats(ds, "S1") == scored
+    kept = evaluation.kept_voxels(ds, "S1")
+    assert kept.tolist() == ([False, False, True] if chosen_by else [True] * 3)
+    rule = f"ceiling > {scores.FLOOR}"
+    assert list(evaluation.regions(ds, "S1")) == [rule if chosen_by else "all voxels"]
+    if chosen_by:
+        assert evaluation.pick_voxels(ds, "S1", rule=rule).tolist() == [2]
+        assert set(asked) == {chosen_by}
+
+
 # ------------------------------------------------------------------ scores
 def test_every_model_is_scored_by_a_ridge_fitted_anew(model_folder, data):
     options = {"subject": "UTS01", "layers": [0, 2], "voxels": [1, 3], **SHORT}
@@ -246,6 +283,10 @@ def test_the_shared_penalty_is_the_median_over_voxels_that_can_be_predicted():
     assert evaluation.shared_alpha(ridge) == 3
     ridge.cv_scores_ = np.array([0.3, 0.2, 0.1, 0.1, -0.1, -0.1, -0.1])
     assert evaluation.shared_alpha(ridge) == 1e6  # most are predictable: all count
+    ridge.cv_scores_ = np.full(7, -0.1)
+    assert evaluation.shared_alpha(ridge) == 1e6  # none is: all count
+    ridge.best_alphas_, ridge.cv_scores_ = np.array([1.0, 2, 4, 8]), np.array([0.1, 0.1, -1, 0])
+    assert evaluation.shared_alpha(ridge) == 3  # half are
 
 
 def test_normalised_scores_are_of_the_kept_voxels_alone():
