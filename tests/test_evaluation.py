@@ -83,6 +83,13 @@ def test_a_ceiling_rule_is_read_as_it_is_written(rule, number):
     assert evaluation._ceiling_threshold(rule) == number
 
 
+def test_voxels_of_a_region_are_those_of_its_mask():
+    ds = SimpleNamespace(rois=lambda subject: {"V1": np.array([True, False, True])})
+    assert evaluation.pick_voxels(ds, "S1", rule="V1").tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no voxels 'V2'.*V1"):
+        evaluation.pick_voxels(ds, "S1", rule="V2")
+
+
 @pytest.mark.filterwarnings("ignore:voxels chosen by every second repeat")
 @pytest.mark.parametrize(
     "val, test, chosen_by, scored",
