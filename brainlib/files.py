@@ -172,7 +172,7 @@ def _opened(path: Path):
     import h5py
 
     check_file(path, "an hf5 file of responses", smallest=8)
-    remedy = "truncated? Build or fetch it again"
+    remedy = "truncated or damaged? Delete it, and build or fetch it again"
     with reading(path, "hf5 with 'data'", remedy=remedy), h5py.File(path, "r") as file:
         require(
             "data" in file,

@@ -90,7 +90,8 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
     -----
     Each file is written under another name and renamed when it is whole, and a subject's stamp, of the version and of
     its files' sizes, comes last: a killed build, a lost file or another version is built anew. A lock keeps two processes
-    from building at a time. Two builds give the same bytes on one machine.
+    from building at a time. Two builds give the same bytes on one machine. Responses hold checksums that are compared when
+    they are read; files of an older cache, which lack them, are taken as they are.
     """
     if noise not in NOISE:
         raise ValueError(f"noise level {noise!r}; expected one of {sorted(NOISE)}")
@@ -416,11 +417,14 @@ def _build_subject(root: Path, subject: str, noise: str):
 def _write_responses(path, repeats, noise_free):
     import h5py
 
+    arrays = {"data": repeats[0], "noise_free": noise_free}
+    if len(repeats) > 1:
+        arrays |= {"data": _zscore(repeats.mean(0)), "individual_repeats": repeats}
     with atomic(path) as part, h5py.File(part, "w") as file:
-        file["data"] = _zscore(repeats.mean(0)) if len(repeats) > 1 else repeats[0]
-        file["noise_free"] = noise_free
-        if len(repeats) > 1:
-            file["individual_repeats"] = repeats
+        # one checksum per repeat, which HDF5 compares when it reads
+        for key, values in arrays.items():
+            chunks = (1,) * (values.ndim - 2) + values.shape[-2:]
+            file.create_dataset(key, data=values, chunks=chunks, fletcher32=True)
 
 
 def _save(path, **arrays):

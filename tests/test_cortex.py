@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import h5py
 import nibabel
@@ -282,6 +283,76 @@ def test_a_thinned_map_does_not_reach_beyond_the_scan():
     )
     thin = cortex.every_nth(matrix, 50)
     np.testing.assert_array_equal(np.diff(thin.indptr) > 0, np.diff(matrix.indptr) > 0)
+
+
+def test_voxels_that_are_vertices_spread_to_the_nearest_ones_of_their_hemisphere():
+    matrix = cortex.from_vertices([-1, 0, N_VERTICES, N_VERTICES, 2 * N_VERTICES - 1]).toarray()
+    assert matrix.shape == (2 * N_VERTICES, 5) and (matrix[:, 0] == 0).all()
+    np.testing.assert_array_equal(matrix[:N_VERTICES], [[0, 1, 0, 0, 0]] * N_VERTICES)
+    assert matrix[N_VERTICES].tolist() == [0, 0, 0.5, 0.5, 0]  # two voxels of one vertex
+    assert matrix[-1].tolist() == [0, 0, 0, 0, 1]
+    np.testing.assert_allclose(matrix.sum(1), 1)
+
+
+def test_points_lie_in_the_voxel_whose_centre_is_nearest():
+    """Two vertices with ten points each on a line of five voxels; the middle one is outside of the mask."""
+    numbers = np.array([0, 1, -1, 2, 3]).reshape(5, 1, 1)
+    line = np.array([[1.0, 0, 0]])
+    half = SimpleNamespace(
+        wm=np.concatenate([-0.6 * line, 3.49 * line]), pia=np.concatenate([8.4 * line, 4.5 * line])
+    )
+    half.wm[1, 0], half.pia[1, 0] = 4.49, 4.51
+    vertices, voxels = cortex._sample(half, numbers, np.eye(4))
+    of_first = voxels[vertices == 0].tolist()
+    assert of_first == [0, 1, 2, 3]  # points at -0.6 (outside), 0.4, 1.4, 2.4, 3.4, 4.4 ...
+    assert voxels[vertices == 1].tolist() == [3] * 5  # five points below 4.5
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.2  # the first point at -0.4, the last inside at 3.6
+    vertices, voxels = cortex._sample(half, numbers, shifted)
+    assert voxels[vertices == 0].tolist() == [0, 1, 2, 3]
+    assert 1 not in vertices
+
+
+def test_vertices_of_the_sphere_go_to_the_nearest_and_no_place_stays_empty(monkeypatch):
+    """Of four places, three are taken by a subject's four vertices; the last takes its nearest vertex."""
+    monkeypatch.setattr(cortex, "N_VERTICES", 4)
+    places = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0]])
+    own = 100 * np.array([[1, 0.1, 0], [1, -0.1, 0], [-0.1, 1, 0], [0, 0, 1.0]])
+    taken = cortex._register(own, places).toarray()
+    assert taken.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+
+
+def test_a_voxel_is_labelled_and_sided_by_most_of_its_points(monkeypatch):
+    """Voxels: two vertices of B, one of A; one of A on each side; unlabelled; none at all."""
+    numbers = np.arange(4).reshape(4, 1, 1)
+    monkeypatch.setattr(cortex, "N_VERTICES", 5)
+    monkeypatch.setattr(cortex, "_scan", lambda files: (numbers, np.eye(4)))
+    sphere = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    monkeypatch.setattr(cortex, "_spheres", lambda: [sphere, sphere])
+    x = {"lh": [0, 0, 0, 1, 9], "rh": [1, 2, 2, 9, 9]}
+    codes = {"lh": [0, 1, 1, 0, 0], "rh": [0, -1, -1, 1, 1]}
+
+    def hemisphere(files, h):
+        points = np.array(x[h])[:, None] * np.array([1.0, 0, 0])
+        own = {"codes": np.array(codes[h]), "names": [f"A_{h}", f"B_{h}"]}
+        return SimpleNamespace(pia=points, wm=points, sphere=sphere, **own)
+
+    monkeypatch.setattr(cortex, "_hemisphere", hemisphere)
+    found = cortex._build({"coord": "matrices.xfm"})
+    assert found["labels"].tolist() == ["B_lh", "A_lh", "", ""]
+    assert found["side"].tolist() == [0, 0, 1, -1]  # as many on both sides: left
+    assert found["vertices"].tolist() == [0, 3, 6, -1]
+    assert tuple(found["shape"]) == (10, 4) and found["data"].tolist() == [1.0] * 7
+
+
+def test_voxels_are_numbered_with_the_first_axis_fastest(tmp_path):
+    mask = np.zeros((2, 3, 2))
+    mask[1, 0, 0] = mask[0, 2, 0] = mask[0, 0, 1] = 1
+    nibabel.Nifti1Image(mask, np.eye(4)).to_filename(tmp_path / "mask.nii.gz")
+    (tmp_path / "xfm").write_text(json.dumps({"coord": np.eye(4).tolist()}))
+    numbers, _ = cortex._scan({"mask": tmp_path / "mask.nii.gz", "coord": tmp_path / "xfm"})
+    assert (numbers[1, 0, 0], numbers[0, 2, 0], numbers[0, 0, 1]) == (0, 1, 2)
+    assert (numbers[mask == 0] == -1).all()
 
 
 def test_responses_of_another_subject_are_refused(tmp_path):

@@ -414,3 +414,45 @@ def test_the_ceiling_of_a_split_pools_its_stories(simulated):
         encoding.noise_ceiling(halves),
         atol=1e-6,
     )
+
+
+def test_responses_are_z_scored_by_hand_and_what_was_wrong_is_counted():
+    """Voxels: one like any other, a constant, one without a number, one that lacks one."""
+    nan, root = np.nan, np.sqrt(1.5)
+    data = np.array([[1, 4, nan, 7], [3, 4, nan, nan], [5, 4, nan, 9.0]])
+    n_bad, n_dead, far = files.zscore(data)
+    np.testing.assert_allclose(data, [[-root, 0, 0, -1], [0, 0, 0, 0], [root, 0, 0, 1]])
+    assert (n_bad, n_dead) == (4, 1)
+    assert far == 4  # the median of the means 3, 4 and 8
+    twice = np.stack([[[1.0], [3]], [[-40], [40]]])
+    assert files.zscore(twice) == (0, 0, 39)  # the larger of both repeats'
+    assert twice[:, :, 0].tolist() == [[-1, 1], [-1, 1]]
+
+
+@pytest.mark.parametrize("spread, varies", [(0.9, False), (1.1, True)])
+def test_a_voxel_varies_by_a_millionth_of_its_mean_or_else_is_constant(spread, varies):
+    turn = spread * np.array([[-1.0], [1.0]])
+    for data in (1 + 1e-6 * turn, -1 + 1e-6 * turn, 1e-12 * turn):
+        files.zscore(data)
+        np.testing.assert_allclose(data[:, 0], [-varies, varies], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 100])
+def test_blocks_of_rows_are_put_together_again(tree, monkeypatch, n_rows):
+    path = tree / "derivative/preprocessed_data/UTS01/d.hf5"
+    whole = files.read_hf5(path, "individual_repeats")
+    assert whole.shape == (3, 10, 6) and files.hf5_shape(path) == (3, 10, 6)
+    assert files.hf5_shape(path.with_stem("a")) == (1, 10, 6)  # presented once
+    monkeypatch.setattr(files, "BLOCK_BYTES", 8 * 6 * n_rows)
+    np.testing.assert_array_equal(files.read_hf5(path, "individual_repeats"), whole)
+    some = files.read_hf5(path, "individual_repeats", columns=[4, 1])
+    np.testing.assert_array_equal(some, whole[:, :, [4, 1]])
+    assert len(files.read_hf5(path, "data", columns=slice(1, 3))[0]) == 2
+
+
+def test_an_empty_file_is_refused_and_a_single_byte_is_a_file(tmp_path):
+    (tmp_path / "one").write_bytes(b"1")
+    files.check_file(tmp_path / "one", "anything")
+    (tmp_path / "none").write_bytes(b"")
+    with pytest.raises(ValueError, match="none: 0 bytes; expected anything"):
+        files.check_file(tmp_path / "none", "anything")

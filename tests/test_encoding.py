@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from brainlib import encoding, timing
@@ -57,6 +58,32 @@ def test_each_voxel_gets_the_alpha_that_its_held_out_stories_prefer():
             error = ((y[held] - design[held] @ w) ** 2).sum(0)
             scores[i] += 1 - error / ((y[held] - y[held].mean(0)) ** 2).sum(0)
     np.testing.assert_allclose(model.best_alphas_[:2], alphas[scores.argmax(0)][:2])
+
+
+def test_left_to_itself_a_model_has_five_folds_and_delays_of_one_to_four_trs(monkeypatch):
+    X, Y = stories(n_stories=6, noise=50)
+    decompose, calls = encoding._eigh, []
+    monkeypatch.setattr(encoding, "_eigh", lambda gram: calls.append(0) or decompose(gram))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = RidgeEncoder().fit(X, Y)
+    assert len(calls) == 1 + 5 and len(encoding.story_folds([9] * 6)) == 5
+    alone = RidgeEncoder([30.0]).fit(X, Y)
+    np.testing.assert_allclose(alone.coef_, closed_form(X, Y, 30.0, (1, 2, 3, 4)), atol=2e-4)
+    design = np.concatenate([timing.fir((x - model.mean_) / model.scale_) for x in X])
+    grid = np.linalg.norm(design, 2) ** 2 * 10.0 ** np.arange(-5, 1.5, 0.5)
+    assert np.isclose(model.best_alphas_[:, None], grid, rtol=1e-4).any(1).all()
+
+
+def test_a_feature_is_constant_where_it_varies_by_less_than_a_millionth_of_the_widest():
+    X, Y = stories(n_features=3)
+    X = [x * [1.0, 1.1e-6, 0.9e-6] for x in X]
+    spread = np.concatenate(X).std(0)
+    X = [x / spread * [1.0, 1.1e-6, 0.9e-6] for x in X]
+    scale = RidgeEncoder([1.0], delays=(1, 2)).fit(X, Y).scale_
+    np.testing.assert_allclose(scale, [1.0, 1.1e-6, 1.0])
+    still = RidgeEncoder([1.0], delays=(1, 2)).fit([0 * x + 1e-13 for x in X], Y)
+    assert (still.scale_ == 1).all()
 
 
 @pytest.mark.parametrize("n_features", [6, 200])  # primal, kernel
@@ -122,6 +149,49 @@ def test_the_cheaper_form_is_chosen_near_as_many_columns_as_rows():
     assert cheaper == [False, False, True, True]
 
 
+@pytest.mark.parametrize("n_alphas", [1, 13])
+def test_the_form_is_chosen_by_the_numbers_of_multiplications_per_voxel(n_alphas):
+    """All products of a matrix and a voxel's responses: to fit on all rows, and to predict each fold by each penalty."""
+    folds = encoding.story_folds([30, 50, 40])
+    n = 120
+
+    def multiplications(p, kernel):
+        k = n if kernel else p  # eigenvectors
+        total = n * k + k * k
+        for train, test in folds:
+            k = len(train) if kernel else p
+            total += k * len(train) + n_alphas * len(test) * k
+        return total
+
+    widths = range(1, 300)
+    chosen = [encoding._kernel_is_cheaper(n, p, folds=folds, n_alphas=n_alphas) for p in widths]
+    assert chosen == [multiplications(p, True) < multiplications(p, False) for p in widths]
+    assert len(set(chosen)) == 2
+
+
+def test_eigenvalues_come_largest_first_and_none_below_zero():
+    values, vectors = encoding._eigh(torch.diag(torch.tensor([1.0, -0.5, 3.0])))
+    assert values.tolist() == [3.0, 1.0, 0.0]
+    assert vectors.abs().argmax(0).tolist() == [2, 0, 1]
+
+
+def test_directions_that_a_penalty_shrinks_to_nothing_are_left_out():
+    """Of two directions, one 1e4 times the other, the small one counts until the penalty dwarfs it."""
+    design = torch.tensor([[1e4, 0], [0, 1], [1e4, 0], [0, 1]], dtype=torch.float64)
+    train, test = np.arange(2), np.arange(2, 4)
+    for kernel, gram in ((True, design @ design.T), (False, design.T @ design)):
+        fold = encoding._HeldOut.of(design, gram, train, test, [1.0, 1e4], kernel=kernel)
+        assert fold.ranks == [2, 1] and len(fold.values) == 2
+
+
+@pytest.mark.parametrize("share, kept", [(1.0, 2), (1.5, 1), (0.5, 3)])
+def test_what_directions_may_add_is_a_thousandth_of_the_targets(share, kept):
+    """Squared, and per held-out row of a training row; the contributions of all that are left out add up."""
+    power = torch.tensor([1.0, 0.6e-6, 0.6e-6, 0.0])
+    assert encoding._rank(power, share) == kept
+    assert encoding._rank(0 * power, share) == 1  # at least one
+
+
 def test_nothing_crosses_a_story_border():
     X, Y = stories(n_stories=3)
     model = RidgeEncoder(delays=(1, 2)).fit(X, Y)
@@ -185,6 +255,13 @@ def test_folds_hold_out_whole_stories():
         assert len(train) + len(held) == 14
 
 
+def test_stories_go_to_folds_in_turn_and_a_single_one_is_cut_into_blocks():
+    held = [held.tolist() for _, held in encoding.story_folds([2, 1, 3, 1, 2], 2)]
+    assert held == [[0, 1, 3, 4, 5, 7, 8], [2, 6]]  # stories 0, 2, 4 and 1, 3
+    alone = [held.tolist() for _, held in encoding.story_folds([10])]
+    assert alone == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
 def test_correlation_is_pearsons_and_zero_for_a_constant():
     rng = np.random.default_rng(0)
     y, z = rng.standard_normal((50, 3)), rng.standard_normal((50, 3))
@@ -215,6 +292,12 @@ def test_noise_ceiling_equals_the_closed_form_of_schoppe():
     np.testing.assert_allclose(
         encoding.noise_ceiling(repeats), np.where(power > 0, expected, 0), atol=1e-10
     )
+
+
+def test_noise_ceiling_of_two_repeats_by_hand():
+    """Means 0, 2, 2, 4 vary by 2, repeats by 2.75: signal power (2 x 2 - 2.75) / 1 = 1.25, of 2."""
+    repeats = np.array([[[1.0], [1], [3], [5]], [[-1], [3], [1], [3]]])
+    np.testing.assert_allclose(encoding.noise_ceiling(repeats), [np.sqrt(1.25 / 2)])
 
 
 def test_noise_ceiling_of_a_dead_voxel_is_zero_and_one_hearing_is_refused():
@@ -305,6 +388,29 @@ def test_permutation_needs_two_blocks():
     with pytest.warns(UserWarning, match="fewer than seven"):
         few = encoding.permutation_test(y, y, n=200)
     assert few.min() > 0.005  # a perfect prediction, four blocks: 24 orders
+
+
+def test_unless_asked_otherwise_blocks_are_of_ten_trs_and_there_are_a_thousand_orders():
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((100, 4))
+    p = encoding.permutation_test(y, y)
+    assert p.max() == pytest.approx(1 / 1001)
+    noisy = y + 4 * rng.standard_normal(y.shape)
+    stated = encoding.permutation_test(y, noisy, block=10, n=1000, seed=0)
+    np.testing.assert_array_equal(encoding.permutation_test(y, noisy), stated)
+    assert len(encoding.story_blocks(100)[0]) == 10
+    with pytest.raises(ValueError, match="two blocks of 10"):
+        encoding.story_blocks(19)
+    assert [len(block) for block in encoding.story_blocks(20)[0]] == [10, 10]
+
+
+def test_seven_blocks_in_a_story_are_enough_and_six_are_warned_of():
+    y = np.random.default_rng(0).standard_normal((70, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoding.permutation_test(y, y, n=5)
+    with pytest.warns(UserWarning, match="60 TRs are 6 blocks"):
+        encoding.permutation_test(y[:60], y[:60], n=5)
 
 
 def test_fdr_adjusts_as_benjamini_and_hochberg():

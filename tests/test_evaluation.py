@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -66,10 +67,64 @@ def test_voxels_kept_by_half_of_the_repeats_leave_the_others_to_be_scored(data, 
     assert evaluation.scored_repeats(data, "UTS01") == slice(1, None, 2)
 
 
-@pytest.mark.parametrize("rule", ["ceiling > high", "ceiling > 1.5", "ceiling < 0.4", "ceiling"])
+@pytest.mark.parametrize(
+    "rule", ["ceiling > high", "ceiling > 1.5", "ceiling > 1", "ceiling < 0.4", "ceiling"]
+)
 def test_a_ceiling_rule_that_makes_no_sense_is_refused(data, rule):
     with pytest.raises(ValueError, match="expected 'ceiling > ' and a number from 0 to 1"):
         evaluation.pick_voxels(data, "UTS01", rule=rule)
+
+
+@pytest.mark.parametrize(
+    "rule, number",
+    [("ceiling > 0", 0.0), ("ceiling>.5", 0.5), ("ceiling > 0.25 ", 0.25), ("auditory", None)],
+)
+def test_a_ceiling_rule_is_read_as_it_is_written(rule, number):
+    assert evaluation._ceiling_threshold(rule) == number
+
+
+def test_voxels_of_a_region_are_those_of_its_mask():
+    ds = SimpleNamespace(rois=lambda subject: {"V1": np.array([True, False, True])})
+    assert evaluation.pick_voxels(ds, "S1", rule="V1").tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no voxels 'V2'.*V1"):
+        evaluation.pick_voxels(ds, "S1", rule="V2")
+
+
+@pytest.mark.filterwarnings("ignore:voxels chosen by every second repeat")
+@pytest.mark.parametrize(
+    "val, test, chosen_by, scored",
+    [
+        (2, 1, "val", None),
+        (2, 6, "val", None),
+        (1, 2, None, None),  # two repeats of the test story cannot be shared out
+        (1, 3, "half", None),
+        (1, 4, "half", slice(1, None, 2)),
+    ],
+)
+def test_voxels_are_chosen_by_two_repeats_that_are_not_scored_on(val, test, chosen_by, scored):
+    """Ceilings are 0.4, the floor itself and 0.6."""
+    n_repeats, asked = {"v": val, "t": test}, []
+
+    def noise_ceiling(subject, *, split="test", repeats=None):
+        asked.append("val" if split == "val" else "half" if repeats == slice(None, None, 2) else "")
+        return np.array([0.4, scores.FLOOR, 0.6])
+
+    ds = SimpleNamespace(
+        name="made up",
+        split={"val": ["v"], "test": ["t"]},
+        n_repeats=lambda subject, story: n_repeats[story],
+        n_voxels=lambda subject: 3,
+        noise_ceiling=noise_ceiling,
+        rois=lambda subject: {},
+    )
+    assert evaluation.scored_repeats(ds, "S1") == scored
+    kept = evaluation.kept_voxels(ds, "S1")
+    assert kept.tolist() == ([False, False, True] if chosen_by else [True] * 3)
+    rule = f"ceiling > {scores.FLOOR}"
+    assert list(evaluation.regions(ds, "S1")) == [rule if chosen_by else "all voxels"]
+    if chosen_by:
+        assert evaluation.pick_voxels(ds, "S1", rule=rule).tolist() == [2]
+        assert set(asked) == {chosen_by}
 
 
 # ------------------------------------------------------------------ scores
@@ -235,6 +290,10 @@ def test_the_shared_penalty_is_the_median_over_voxels_that_can_be_predicted():
     assert evaluation.shared_alpha(ridge) == 3
     ridge.cv_scores_ = np.array([0.3, 0.2, 0.1, 0.1, -0.1, -0.1, -0.1])
     assert evaluation.shared_alpha(ridge) == 1e6  # most are predictable: all count
+    ridge.cv_scores_ = np.full(7, -0.1)
+    assert evaluation.shared_alpha(ridge) == 1e6  # none is: all count
+    ridge.best_alphas_, ridge.cv_scores_ = np.array([1.0, 2, 4, 8]), np.array([0.1, 0.1, -1, 0])
+    assert evaluation.shared_alpha(ridge) == 3  # half are
 
 
 def test_normalised_scores_are_of_the_kept_voxels_alone():
@@ -338,7 +397,119 @@ def test_block_resamples_take_as_much_of_each_story():
     assert (counts == [2, 3]).all()
 
 
+def test_every_block_is_drawn_as_often_as_another():
+    blocks = np.repeat(range(4), 10)
+    counts = scores.bootstrap_blocks(blocks, blocks, lambda y, _: np.bincount(y, minlength=4))
+    np.testing.assert_allclose(counts.mean(0), 10, atol=2)  # 200 draws: a spread of 0.6
+
+
+def test_unless_asked_otherwise_there_are_two_hundred_resamples_of_blocks_of_ten_trs():
+    y = np.random.default_rng(0).standard_normal(60)
+    draws = scores.bootstrap_blocks(y, y, lambda y, _: y.mean())
+    stated = scores.bootstrap_blocks(y, y, lambda y, _: y.mean(), block=10, n=200, seed=0)
+    assert draws.shape == (200,) and (draws == stated).all()
+    assert (scores.interval(y) == scores.interval(y, level=0.95)).all(axis=None)
+
+
+def test_correlations_by_story_are_of_the_same_stories():
+    y = [np.array([[1.0], [2], [3]]), np.array([[1.0], [2], [4]])]
+    assert scores.by_story(y, [y[0], -y[1]]).tolist() == [[1.0], [-1.0]]
+    with pytest.raises(ValueError, match="shorter"):
+        scores.by_story(y, y[:1])
+
+
+def test_a_ridge_fitted_anew_has_delays_of_one_to_four_trs_and_the_penalty_it_is_given():
+    rng = np.random.default_rng(0)
+    X, Y = ({s: rng.standard_normal((60, 3)) for s in "ab"} for _ in range(2))
+    ridge = evaluation.fresh_ridge(X, Y, stories=["a", "b"], alpha=7.0)
+    assert ridge.delays == (1, 2, 3, 4) and (ridge.best_alphas_ == 7).all()
+    searched = evaluation.fresh_ridge(X, Y, stories=["a", "b"], groups=[1, 2])
+    assert np.isfinite(searched.cv_scores_).all()
+    np.testing.assert_allclose(searched.scale_, ridge.scale_ * np.sqrt([1, 2, 2]))
+
+
+def test_subjects_share_a_ridge_as_long_as_their_voxels_fit():
+    sizes = {"A": 2, "B": 3, "C": 1, "D": 9, "E": 1}
+    ds = SimpleNamespace(n_voxels=sizes.get)
+    assert evaluation._ridge_groups(ds, "ABCDE", most=5) == [["A", "B"], ["C"], ["D"], ["E"]]
+    assert evaluation._ridge_groups(ds, "ABCDE") == [list("ABCDE")]
+
+
 # ------------------------------------------------------------------ controls
+@pytest.fixture
+def counting():
+    """Stories a and b to train on, c, and d; row t of story k is 1000 k + t in all of three voxels."""
+    lengths = {"a": 80, "b": 50, "c": 20, "d": 80}
+
+    def responses(subject, story):
+        rows = 1000.0 * list(lengths).index(story) + np.arange(lengths[story])
+        return np.repeat(rows[:, None], 3, axis=1)
+
+    return SimpleNamespace(
+        name="counting",
+        stories=list(lengths),
+        split={"train": ["a", "b"], "val": ["c"], "test": ["d"]},
+        responses=responses,
+        n_voxels=lambda subject: 3,
+        story=lambda story: SimpleNamespace(name=story, tr_times=np.arange(lengths[story])),
+    )
+
+
+def test_blocks_of_ten_trs_change_places_and_stay_whole(counting):
+    shuffled = evaluation.shuffled_responses(counting)
+    y = shuffled("S1", "a")[:, 0].astype(int)
+    assert sorted(y) == list(range(80)) and (y != np.arange(80)).all()
+    blocks = y.reshape(8, 10)
+    assert (np.diff(blocks, axis=1) == 1).all() and (blocks[:, 0] % 10 == 0).all()
+    np.testing.assert_array_equal(shuffled("S1", "a"), shuffled("S2", "a"))
+    assert (shuffled("S1", "d")[:, 0] - 3000 != y).any()  # each story has an order of its own
+    assert (evaluation.shuffled_responses(counting, seed=1)("S1", "a")[:, 0] != y).any()
+    same = evaluation.shuffled_responses(counting, block=10, seed=0)("S1", "a")[:, 0]
+    np.testing.assert_array_equal(same, y)
+
+
+def test_a_short_story_is_cut_into_three_blocks_none_of_which_stays(counting):
+    y = evaluation.shuffled_responses(counting)("S1", "c")[:, 0].astype(int) - 2000
+    turned = [np.roll(np.arange(20), -start).tolist() for start in (7, 14)]
+    assert y.tolist() in turned  # three blocks can only move on in a circle
+
+
+@pytest.mark.parametrize(
+    "story, rows",
+    [
+        ("a", [*range(1000, 1050), *range(1000, 1030)]),  # b's fifty rows, and again
+        ("b", range(50)),  # the next after the last is the first
+        ("c", range(20)),  # alone in its split
+        ("d", range(80)),
+    ],
+)
+def test_responses_to_the_next_story_have_this_ones_length(counting, story, rows):
+    y = evaluation.other_story(counting)("S1", story)
+    assert y.shape == (len(rows), 3) and (y == np.array(rows)[:, None]).all()
+
+
+def test_a_single_story_has_no_other(counting):
+    counting.split = {"train": ["a"], "val": [], "test": []}
+    with pytest.raises(ValueError, match="no other story than 'a'"):
+        evaluation.other_story(counting)("S1", "a")
+
+
+def test_targets_made_of_features_are_delayed_by_one_to_three_trs_and_mixed(counting):
+    def features(story):
+        return np.random.default_rng(len(story.tr_times)).standard_normal((len(story.tr_times), 2))
+
+    x = features(counting.story("b"))
+    mean = sum(np.vstack([np.zeros((d, 2)), x[:-d]]) for d in (1, 2, 3)) / 3
+    mixed = mean @ np.random.default_rng(0).standard_normal((2, 3))
+    wanted = (mixed - mixed.mean(0)) / mixed.std(0)
+    found = evaluation.from_features(counting, features)("S1", "b")
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    other = evaluation.from_features(counting, features, seed=1)("S1", "b")
+    assert not np.allclose(other, wanted, atol=0.1)
+    still = evaluation.from_features(counting, lambda s: np.zeros((len(s.tr_times), 2)))
+    assert (still("S1", "b") == 0).all()
+
+
 def test_controls_differ_in_the_responses_alone(data):
     y = data.responses("UTS01", "a")
     shuffled = evaluation.shuffled_responses(data, block=2)("UTS01", "a")

@@ -95,6 +95,7 @@ def cut(path, share=0.5):
     [
         ("wav cut to half", lambda p: cut(p), "20.0 s of sound, but the scan of 30 volumes"),
         ("wav cut by 15 s", lambda p: cut(p, 0.625), "cut. Fetch the file again"),
+        ("wav cut by 4 s", lambda p: cut(p, 0.9), "36.0 s of sound, but the scan of 30 volumes"),
         (
             "wav without frames",
             lambda p: soundfile.write(p, np.zeros(0), 16_000),
@@ -261,6 +262,17 @@ def lost(name, fire):
         damage()
         simulation.build(["SIM01"], root=fire.root)
         assert path.read_bytes() == before
+
+
+@fault(3, "a flipped bit in simulated responses", refused="hf5: cannot be read.*damaged")
+def _(tmp_path):
+    path, clean = tmp_path / "story.hf5", np.zeros((20, 30), np.float32)
+    simulation._write_responses(path, np.stack([clean + 1, clean + 3]), clean)
+    assert (files.read_hf5(path, "individual_repeats")[1] == 3).all()
+    content = bytearray(path.read_bytes())
+    content[content.index(np.full(30, 3, np.float32).tobytes())] ^= 1
+    path.write_bytes(content)
+    files.read_hf5(path, "individual_repeats")
 
 
 @fault(3, "subject of another version")

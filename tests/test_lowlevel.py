@@ -1,3 +1,4 @@
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,6 +71,25 @@ def test_a_tone_falls_into_its_band():
     assert (len(times), times[100]) == (200, 1.0)
 
 
+@pytest.mark.parametrize("loudness", [1.0, 1e-5])  # the quieter one reaches the smallest power
+def test_spectra_are_those_of_windows_of_25_ms_one_window_at_a_time(loudness):
+    audio = loudness * np.random.default_rng(0).standard_normal(3_200).astype(np.float32)
+    audio[1_600:] *= 1e-6  # below the floor
+    padded = np.concatenate([np.zeros(200), audio, np.zeros(400)])
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)  # Hann's
+    spectra = [np.fft.rfft(padded[i : i + 400] * window, 512) for i in range(0, 3_200, 160)]
+    power = np.abs(spectra) ** 2
+    mel, times = lowlevel.mel(story(audio=audio))
+    np.testing.assert_allclose(times, np.arange(20) / 100)
+    filters = lowlevel.mel_filters(40, 512, rate=16_000)
+    bands = {"mel": power @ filters.T, "powspec": power[:, 1:].reshape(20, 64, 4).mean(2)}
+    for name, found in (("mel", mel), ("powspec", lowlevel.powspec(story(audio=audio))[0])):
+        of_bands = np.maximum(bands[name], 1e-12)
+        wanted = np.maximum(10 * np.log10(of_bands / of_bands.max()), -80)
+        np.testing.assert_allclose(found, wanted, atol=0.05)
+        assert found.max() == 0 and (found[-2:] == found.min()).all()
+
+
 def test_word_rate_counts_words():
     many = story(words=["a"] * 30)
     rate = lowlevel.feature_space(many, "wordrate")
@@ -111,6 +131,17 @@ def test_ngrams_count_each_window_once():
     assert (
         values.sum() == 3 and (values[0] == values[2]).all() and times.tolist() == [1.0, 2.0, 3.0]
     )
+
+
+def test_a_pair_and_a_triple_have_a_column_each_by_the_hash_of_their_names():
+    four = story(("HH", "AY1", "B", "IY0"))
+    for function, n, n_columns in ((lowlevel.diphones, 2, 256), (lowlevel.triphones, 3, 512)):
+        values, times = function(four)
+        names = [" ".join(("HH", "AY", "B", "IY")[i : i + n]) for i in range(5 - n)]
+        columns = [zlib.crc32(name.encode()) % n_columns for name in names]
+        np.testing.assert_array_equal(values, np.eye(n_columns)[columns])
+        np.testing.assert_allclose(times, np.arange(5 - n) + n / 2)
+        assert function(story(("HH",)))[0].shape == (0, n_columns)
 
 
 def test_an_unknown_feature_is_refused():

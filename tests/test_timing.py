@@ -107,6 +107,15 @@ def test_first_rows_are_centred_11_13_15_seconds_after_onset():
     assert (n, timing.tr_centres(n - 20)[-1]) == (375, 719)
 
 
+def test_a_scan_plays_ten_seconds_before_and_at_least_eight_after_the_sound():
+    assert [timing.scan_trs(seconds) for seconds in (40.0, 41.9, 42.0)] == [30, 30, 31]
+
+
+def test_two_trs_are_enough_to_know_the_spacing():
+    words = np.array([11.0, 13.0])
+    np.testing.assert_allclose(timing.lanczos_matrix(words, words).toarray(), np.eye(2), atol=1e-12)
+
+
 def test_delays_shift_down_and_fill_with_zeros():
     y = timing.fir(np.array([[1.0], [2], [3]]), (0, 1, 2, 5, -1))
     np.testing.assert_array_equal(y, [[1, 0, 0, 0, 2], [2, 1, 0, 0, 3], [3, 2, 1, 0, 0]])
