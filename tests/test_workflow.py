@@ -233,7 +233,13 @@ def test_a_sweep_is_all_combinations_and_one_table(tmp_path, ds):
 def test_the_page_has_every_run_its_cost_and_what_is_missing(tmp_path, monkeypatch):
     rows = []
     for name, tuned, score in (("pretrained", "", 0.5), ("whole-cortex-SIM01", "SIM01", 0.6)):
-        shared = {"run": name, "group": name, "tuned_on": tuned, "region": "all voxels", "seconds": 720}
+        shared = {
+            "run": name,
+            "group": name,
+            "tuned_on": tuned,
+            "region": "all voxels",
+            "seconds": 720,
+        }
         for kind in zoo_facts.KINDS:
             for story, extra in (("c", -0.01), ("d", 0.01)):
                 where = {"subject": "SIM01", "kind": kind, "story": story}
