@@ -404,7 +404,7 @@ def test_every_block_is_drawn_as_often_as_another():
 
 
 def test_unless_asked_otherwise_there_are_two_hundred_resamples_of_blocks_of_ten_trs():
-    y = np.random.default_rng(0).standard_normal(60)
+    y = np.random.default_rng(0).standard_normal(100)
     draws = scores.bootstrap_blocks(y, y, lambda y, _: y.mean())
     stated = scores.bootstrap_blocks(y, y, lambda y, _: y.mean(), block=10, n=200, seed=0)
     assert draws.shape == (200,) and (draws == stated).all()
