@@ -547,8 +547,8 @@ def from_features(ds, features, *, noisy: bool = False, seed: int = 0):
         Story to array (n_trs, n_features): its own mel spectrum, word vectors, states of a larger model.
     noisy : bool
         In each voxel add the subject's own responses to the story in another order (`shuffled_responses`), so that the
-        target is as hard to predict as the responses: its share of the variance is that of their noise
-        (`explainable_variance`).
+        target is about as hard to predict as the responses: their share of the variance is that of the noise
+        (`explainable_variance`, of the validation stories: of other stories it may be some tenths more or less).
     """
     width = features(ds.story(ds.stories[0])).shape[1]
     noise = shuffled_responses(ds, seed=seed)

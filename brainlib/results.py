@@ -22,14 +22,17 @@ ASSETS = Path(__file__).parent / "assets"  # of the embedded models
 ZOO = Path(__file__).resolve().parents[1] / "results" / "zoo"  # of a checkout
 SCORES = ["normalised", "low_level", "beyond_low_level"]
 COPIED = ["run", "group", "model", "recipe", "target", "voxels", "n_voxels"]  # from `about`
-COLUMNS = [*COPIED, "n_stories", "seed", "tuned_on", "subject", "kind", "region", "story"]
+COLUMNS = [*COPIED, "n_stories", "seed", "method", "tuned_on", "features"]
+COLUMNS += ["subject", "kind", "region", "story"]
 CHANGES = {"change": "normalised", "beyond_change": "beyond_low_level"}  # against the untuned model
 OVER_MAP = {
     "over_map": "normalised",
     "beyond_over_map": "beyond_low_level",
 }  # against the linear map
 COLUMNS += [*SCORES, *CHANGES, *OVER_MAP, "seconds"]
-LINEAR_MAP = "linear-map"  # the group of runs that tune nothing but map the untuned features
+SAME = ["model", "features", "subject", "kind", "region", "story"]  # of scores that compare
+MADE_FROM = ["tuned_on", "target", "voxels", "n_voxels", "n_stories"]
+SCORING = 1  # of `workflow/tune.py`; raise it when that scores in another way
 
 
 def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
@@ -176,11 +179,11 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
     -------
     table : DataFrame
         ``kind`` is "noisy" or "noise-free"; ``normalised`` the noise-ceiling-normalised correlation, ``low_level`` that of
-        low-level features, ``beyond_low_level`` what the model adds to them (NaN where it was not computed). ``tuned_on``
-        is empty for an untuned model; ``n_voxels`` and ``n_stories`` are NaN where a run took all of them. ``change`` and
+        low-level features, ``beyond_low_level`` what the model adds to them (NaN where it was not computed). ``method`` is
+        "untuned", "linear map" or "tuned", ``tuned_on`` is empty for an untuned model; ``n_voxels`` and ``n_stories`` are NaN where a run took all of them. ``change`` and
         ``beyond_change`` are `normalised` and `beyond_low_level` less those of the untuned model on the same responses,
         ``over_map`` and ``beyond_over_map`` less those of its features after the `evaluation.linear_map` of the same
-        subject (of models tuned on responses); NaN where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
+        target, voxels and stories; NaN where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
         have changed), ``table.attrs["learning_curves"]`` the history of each run.
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
@@ -188,10 +191,8 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     numeric = ["n_voxels", "n_stories", *SCORES, *CHANGES, *OVER_MAP]
     table = table.astype(dict.fromkeys(numeric, float))
-    same, untuned = ["model", "subject", "kind", "region", "story"], table.tuned_on == ""
-    _add_differences(table, CHANGES, table[untuned], same)
-    mapped = table.group == LINEAR_MAP
-    _add_differences(table, OVER_MAP, table[mapped], ["tuned_on", "target", *same])
+    _add_differences(table, CHANGES, table[table.method == "untuned"], SAME)
+    _add_differences(table, OVER_MAP, table[table.method == "linear map"], [*MADE_FROM, *SAME])
     curves = {name: entry["numbers"]["history"] for name, entry in entries.items()}
     table.attrs = {"stale": stale, "learning_curves": curves}
     return table
@@ -270,6 +271,8 @@ def _current(folder: Path, dataset) -> tuple[dict, dict]:
 def _stale(entry: dict, dataset) -> str:
     """Why a run's numbers no longer hold; empty if they do."""
     about = entry["about"]
+    if about.get("scoring", SCORING) != SCORING:
+        return "it was scored in another way"
     if weights_hash(about["model"]) != about["weights"]:
         return f"the weights of {about['model']} have changed"
     try:
@@ -293,8 +296,9 @@ def _installed(name: str) -> dict:
 
 def _add_differences(table, columns: dict, baseline, same: list):
     """Fill columns {difference: score}: each row less the row of a baseline that agrees in the columns `same`."""
+    keys, baseline = table[same].fillna(-1), baseline.fillna(dict.fromkeys(same, -1))
     baseline = baseline.drop_duplicates(same).set_index(same)
-    before = baseline.reindex(pd.MultiIndex.from_frame(table[same]))
+    before = baseline.reindex(pd.MultiIndex.from_frame(keys))
     for difference, score in columns.items():
         table[difference] = table[score] - before[score].to_numpy()
 
@@ -303,18 +307,21 @@ def _rows(entry: dict):
     """Of one run, in the columns of `load_zoo`."""
     about, numbers = entry["about"], entry["numbers"]
     shared = {name: about[name] for name in [*COPIED, "seed", "seconds"]}
-    untuned = get_recipe(about["recipe"]).with_(**about["changes"]).adapter == "none"
-    untuned &= not about.get("linear_map")
+    recipe = get_recipe(about["recipe"]).with_(**about["changes"])
+    method = "untuned" if recipe.adapter == "none" else "tuned"
+    method = "linear map" if about.get("linear_map") else method
     shared["voxels"] += f" in {about.get('region')}" * bool(about.get("region"))
     shared |= {
         "n_stories": about["stories"],
-        "tuned_on": "+".join(about["subjects"]) * (not untuned),
+        "method": method,
+        "tuned_on": "+".join(about["subjects"]) * (method != "untuned"),
+        "features": f"{recipe.window:g} s every {recipe.hop:g} s, layer {recipe.layer}",
     }
     for subject, kinds in numbers["scores"].items():
         for kind, regions in kinds.items():
             at = {"subject": subject, "kind": kind.replace("_", "-")}
             for region, scores in regions.items():
-                for story, values in zip(numbers["stories"], zip(*scores.values())):
+                for story, values in zip(numbers["stories"], zip(*scores.values()), strict=True):
                     yield (
                         shared | at | {"region": region, "story": story} | dict(zip(scores, values))
                     )

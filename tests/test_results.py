@@ -106,15 +106,18 @@ def test_a_tuned_model_is_compared_with_the_linear_map_of_the_same_responses(zoo
     recipe_hash = get_recipe("crossfit-quick").with_(**changes, seed=3).hash()
     untuned = {"changes": changes, "recipe_hash": recipe_hash}
     score = lambda r: {"S1": {"noisy": {"all voxels": {"normalised": r}}}}  # noqa: E731
-    mapped = {"linear_map": True, "group": results.LINEAR_MAP, **untuned}
+    mapped = {"linear_map": True, **untuned}
     entries = [entry("before", scores=score([0.5, 0.5]), **untuned)]
     entries += [entry("map", scores=score([0.6, 0.4]), **mapped)]
     entries += [entry("after", scores=score([0.7, 0.7]))]
     entries += [entry("control", scores=score([0.7, 0.7]), target="own sound")]
+    entries += [entry("fewer", scores=score([0.7, 0.7]), stories=2)]
     table = results.load_zoo(zoo(*entries)).set_index("run")
     assert table.over_map["after"].tolist() == pytest.approx([0.1, 0.3])
     assert table.change["map"].tolist() == pytest.approx([0.1, -0.1])
-    assert table.over_map[["before", "control"]].isna().all()  # the map is of other responses
+    # the map was made from other responses, or from more of them
+    assert table.over_map[["before", "control", "fewer"]].isna().all()
+    assert table.change["fewer"].tolist() == pytest.approx([0.2, 0.2])
 
 
 def test_the_zoo_that_ships_is_current_and_small():
@@ -124,6 +127,7 @@ def test_the_zoo_that_ships_is_current_and_small():
 
 
 STALE = {
+    "scoring": (0, "scored in another way"),
     "recipe_hash": ("0" * 12, "recipe crossfit-quick has changed"),
     "weights": ("0" * 12, "the weights of wavlm-pico have changed"),
     "recipe": ("gone", "recipe gone cannot be made"),

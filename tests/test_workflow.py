@@ -235,7 +235,7 @@ def test_the_page_has_every_run_its_cost_and_what_is_missing(tmp_path, monkeypat
     for name, tuned, score in (("pretrained", "", 0.5), ("whole-cortex-SIM01", "SIM01", 0.6)):
         shared = {
             "run": name,
-            "group": name,
+            "method": "tuned" if tuned else "untuned",
             "tuned_on": tuned,
             "region": "all voxels",
             "seconds": 720,

@@ -62,8 +62,7 @@ def over_stories(rows, kind: str, *, column: str) -> str:
 
 def costs(zoo) -> dict[str, str]:
     """Seconds of the runs that tuned, and what follows for more of them."""
-    tuned = (zoo.tuned_on != "") & (zoo.group != results.LINEAR_MAP)
-    seconds = zoo[tuned].drop_duplicates("run").seconds
+    seconds = zoo[zoo.method == "tuned"].drop_duplicates("run").seconds
     if not len(seconds):
         return {"ZOO_COSTS": "(no tuning run yet)", "ZOO_SECONDS": "No tuning run is measured yet."}
     mean = seconds.mean()

@@ -27,7 +27,6 @@ from brainlib.tuning import BrainTuner
 from fireside.levels import arbitrary_code
 
 OUT = HERE.parent / "results" / "zoo"
-SCORES = ["normalised", "low_level", "beyond_low_level"]
 
 
 # ------------------------------------------------------------------ targets
@@ -97,9 +96,14 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
         keep="last",
         folder=checkpoints,
         quiet=True,
-        bf16=runtime.fast_bf16(),
+        bf16=in_bf16(run),
     )
     return tuner
+
+
+def in_bf16(run: Run) -> bool:
+    """Whether a run trains in bfloat16."""
+    return runtime.fast_bf16() if run.bf16 is None else run.bf16
 
 
 def tuning_stories(run: Run, ds):
@@ -125,17 +129,23 @@ def tuned_voxels(run: Run, ds, subject) -> np.ndarray:
 
 def scores(run: Run, ds, tuner: BrainTuner) -> dict:
     """Scores of the test stories by subject and kind of response: {region: {score: [a number per story]}}."""
+    if not run.evaluate_on:
+        return {}
     recipe, encoder = tuner.recipe, tuner.encoder
-    what = {"layers": recipe.layer % encoder.layers, "voxels": f"ceiling > {FLOOR}"}
-    what |= {"window": recipe.window, "hop": recipe.hop}
-    what |= {"each_story": True, "beyond_low_level": True, "transform": transform(run, ds)}
+    options = {
+        "subjects": run.evaluate_on,
+        "layers": recipe.layer % encoder.layers,
+        "voxels": f"ceiling > {FLOOR}",
+        "window": recipe.window,
+        "hop": recipe.hop,
+        "each_story": True,
+        "beyond_low_level": True,
+        "transform": transform(run, ds),
+    }
     found = {subject: {} for subject in run.evaluate_on}
     kinds = {"noisy": False, "noise_free": True} if ds.simulated else {"noisy": False}
     for (kind, noise_free), (suffix, train) in product(kinds.items(), fits(run, ds).items()):
-        what |= {"noise_free": noise_free, "train": train}
-        if not run.evaluate_on:
-            continue
-        table = evaluation.evaluate(encoder, ds, subjects=run.evaluate_on, **what)
+        table = evaluation.evaluate(encoder, ds, noise_free=noise_free, train=train, **options)
         for subject, rows in table.groupby("subject", sort=False):
             found[subject][kind + suffix] = by_region(rows)
     return found
@@ -161,11 +171,11 @@ def transform(run: Run, ds):
 
 def by_region(table) -> dict:
     """{region: {score: [a number per story]}}, for the regions that have numbers."""
-    names = [name for name in SCORES if name in table]
-    rounded = table[["region", *names]].dropna().round(5)
+    names = [name for name in results.SCORES if name in table]
     return {
-        region: part[names].to_dict("list")
-        for region, part in rounded.groupby("region", sort=False)
+        region: part[names].round(5).to_dict("list")
+        for region, part in table.groupby("region", sort=False)
+        if part[names].notna().all(axis=None)
     }
 
 
@@ -184,7 +194,7 @@ def perform(run: Run, out: Path) -> dict:
             (part / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     about = run.settings() | {"run": run.name, "group": run.group, "key": run.key}
     about["tree"] = about.pop("dataset")  # as `datasets.load` takes it
-    about |= {"base_fingerprint": tuner.base_fingerprint, "bf16": runtime.fast_bf16()}
+    about |= {"base_fingerprint": tuner.base_fingerprint, "bf16": in_bf16(run)}
     about |= {"seconds": round(time.perf_counter() - start)}
     about |= {"peak_mb": round(runtime.peak_memory_mb())}
     entry = results.record(out / f"{run.stem}.json", numbers, dataset=ds, **about)

@@ -18,11 +18,10 @@ import pandas as pd
 import yaml
 
 from brainlib.recipes import Recipe, get_recipe
-from brainlib.results import load_results, weights_hash
+from brainlib.results import SCORING, load_results, weights_hash
 from brainlib.runtime import atomic
 
 HERE = Path(__file__).parent
-SCORING = 1  # raise it when `tune.py` scores in another way
 KEY_LENGTH = 8  # hex digits
 
 
@@ -61,6 +60,8 @@ class Run:
         Subjects; with none, only the learning curve on the validation stories is kept.
     keep_model : bool
         Keep the adapter as well.
+    bf16 : bool or None
+        Train in bfloat16; None: where the machine multiplies in it. On nodes of several kinds, set it.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Run:
     seed: int = 0
     evaluate_on: list = field(default_factory=lambda: ["SIM01"])
     keep_model: bool = False
+    bf16: bool | None = None
 
     def tuned_recipe(self) -> Recipe:
         """The recipe with this run's changes and seed."""
