@@ -514,6 +514,7 @@ POSITIONAL = {  # beyond two: the field's order of arguments, or another library
     "downsample": 3,  # x, times, tr_times
     "features_at_trs": 3,  # encoder, story, layers
     "residualize": 3,  # features, nuisance, fit on
+    "partition": 3,  # features, nuisance, responses
     "bootstrap_blocks": 3,  # y, predictions, statistic
     "to_fsaverage5": 3,  # ds, subject, values
     "plot_cortex": 3,
