@@ -29,6 +29,7 @@ __all__ = [
     "training",
     "saving",
     "tuning",
+    "ablation",
     "results",
 ]
 

@@ -34,6 +34,8 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     groups : sequence of int, optional
         Widths of groups of columns that weigh alike, whatever their widths: each z-scored column is divided by the square
         root of its group's width. If left out, all columns weigh alike.
+    weights : sequence of float, optional
+        Of the groups, by which their columns are then multiplied: a banded ridge, whose heavier group is shrunk less.
     device : str, optional
         "cpu", "cuda", ...; the best there is if left out.
 
@@ -66,11 +68,14 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
     True
     """
 
-    def __init__(self, alphas=None, *, delays=(1, 2, 3, 4), n_folds=5, groups=None, device=None):
+    def __init__(
+        self, alphas=None, *, delays=(1, 2, 3, 4), n_folds=5, groups=None, weights=None, device=None
+    ):
         self.alphas = alphas
         self.delays = delays
         self.n_folds = n_folds
         self.groups = groups
+        self.weights = weights
         self.device = device
 
     def fit(self, X, Y):
@@ -122,6 +127,8 @@ class RidgeEncoder(RegressorMixin, BaseEstimator):
         self.scale_[constant] = 1.0  # a constant feature stays zero
         if self.groups is not None:
             self.scale_ *= np.sqrt(np.repeat(self.groups, self.groups))
+        if self.weights is not None:
+            self.scale_ /= np.repeat(self.weights, self.groups)
         total = sum(y.sum(0, dtype=np.float64) for y in Y)
         self.y_mean_ = (total / len(stacked)).astype(np.float32)
 
@@ -303,12 +310,13 @@ def correlation(y, y_hat) -> np.ndarray:
     Returns
     -------
     r : array of shape (n_voxels,)
-        0 where either is constant.
+        0 where either is constant, NaN where either holds something that is no number.
     """
     y, y_hat = (np.asarray(a, np.float64) for a in (y, y_hat))
     y, y_hat = y - y.mean(0), y_hat - y_hat.mean(0)
     size = np.sqrt((y**2).sum(0) * (y_hat**2).sum(0))
-    return np.divide((y * y_hat).sum(0), size, out=np.zeros(y.shape[1:]), where=size > 1e-12)
+    constant = size <= 1e-12
+    return np.where(constant, 0.0, (y * y_hat).sum(0) / np.where(constant, 1.0, size))
 
 
 def noise_ceiling(repeats) -> np.ndarray:

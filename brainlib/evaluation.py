@@ -186,6 +186,10 @@ def linear_map(features, responses, *, stories) -> dict:
     width = len(ridge.mean_)
     weights = np.hstack(list(ridge.coef_.reshape(len(ridge.delays), width, -1)))
     squares, directions = np.linalg.eigh(weights @ weights.T)
+    require(
+        np.isfinite(squares).all() and squares[-1] > 0,
+        "a linear map of features or responses that are constant or not finite; expected both to vary",
+    )
     sizes = np.sqrt(np.maximum(squares / squares[-1], 1e-8))
     mapping = (directions * np.sqrt(sizes)) @ directions.T  # (width, width)
     return {s: ((x - ridge.mean_) / ridge.scale_) @ mapping for s, x in features.items()}

@@ -1,7 +1,7 @@
 """Low-level features of a story: what a brain could follow without understanding a word.
 
 Each feature is a function of a story that returns ``(values, times)``: values of shape (n, f) and n times in seconds;
-`feature_space` brings them to TRs.
+`feature_space` brings them to TRs. Its docstring says what they are, in what units, and from which source.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from .timing import downsample
 
 FEATURES = {}  # name: function of a story
 RATE_HZ = 100  # rate of the spectral features
-N_MELS, N_POWER = 40, 64
+N_MELS, N_POWER, N_MFCC = 40, 64, 13
+PITCH_HZ = (60.0, 500.0)  # of human speech
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Articulatory features of the 39 ARPABET phones (International Phonetic Association 1999).
 ARTICULATION = {
     "bilabial": "B M P",
@@ -55,9 +57,67 @@ def feature(function):
 @feature
 def mel(story):
     """Log mel energies, 40 bands from 50 to 8,000 Hz, 25 ms windows, 100 a second (dB over the story's loudest band, floor -80)."""
-    power, times = _power(story, 512)
-    bands = np.maximum(power @ mel_filters(N_MELS, 512, rate=story.rate).T, 1e-12)
-    return _decibels(bands), times
+    return _log_mel(story, N_MELS)
+
+
+@feature
+def mel20(story):
+    """Log mel energies in 20 bands; otherwise as `mel`."""
+    return _log_mel(story, 20)
+
+
+@feature
+def mel80(story):
+    """Log mel energies in 80 bands, from spectra of 1,024 points so that the lowest bands hold any; otherwise as `mel`."""
+    return _log_mel(story, 80, size=1024)
+
+
+@feature
+def mfcc(story):
+    """Mel-frequency cepstral coefficients 0 to 12: orthonormal DCT-II of `mel`, 100 a second, dB (Davis & Mermelstein 1980)."""
+    bands, times = mel(story)
+    return fft.dct(bands, axis=1, norm="ortho")[:, :N_MFCC], times
+
+
+@feature
+def envelope(story):
+    """Root mean square amplitude of 25 ms windows, 100 a second, relative to the story's loudest."""
+    width = int(0.025 * story.rate)
+    level = np.sqrt((_frames(story, width) ** 2).mean(1, keepdims=True))
+    return level / max(level.max(), 1e-12), np.arange(len(level)) / RATE_HZ
+
+
+@feature
+def envelope_derivative(story):
+    """Rises of `envelope`, its derivative where that is above zero, per second: acoustic edges (Oganian & Chang 2019).
+
+    Falls are left out: at TRs rises and falls would cancel.
+    """
+    level, times = envelope(story)
+    return np.maximum(np.diff(level, axis=0, prepend=level[:1]) * RATE_HZ, 0), times
+
+
+@feature
+def pitch(story):
+    """Two columns, 100 a second: voiced or not, and where voiced the fundamental frequency in octaves above 100 Hz.
+
+    By Praat's autocorrelation, 60 to 500 Hz (Boersma 1993; Jadoul et al. 2018).
+    """
+    from parselmouth import Sound
+
+    sound = Sound(story.audio.astype(np.float64), story.rate)
+    floor, ceiling = PITCH_HZ
+    track = sound.to_pitch_ac(1 / RATE_HZ, pitch_floor=floor, pitch_ceiling=ceiling)
+    hertz = track.selected_array["frequency"]
+    voiced = hertz > 0
+    octaves = np.log2(np.where(voiced, hertz, 100.0) / 100.0)
+    return np.column_stack([voiced, octaves]).astype(np.float32), track.xs()
+
+
+def _log_mel(story, n, size=512):
+    power, times = _power(story, size)
+    bands = power @ mel_filters(n, size, rate=story.rate).T
+    return _decibels(np.maximum(bands, 1e-12)), times
 
 
 @feature
@@ -68,10 +128,16 @@ def powspec(story):
     return _decibels(np.maximum(bands, 1e-12)), times
 
 
-def _power(story, size):
-    step, width = story.rate // RATE_HZ, int(0.025 * story.rate)
+def _frames(story, width):
+    """Windows of `width` samples around each hundredth of a second: (n, width)."""
     padded = np.pad(story.audio, (width // 2, width))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, width)[: len(story.audio) : step]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    return windows[: len(story.audio) : story.rate // RATE_HZ]
+
+
+def _power(story, size):
+    width = int(0.025 * story.rate)
+    frames = _frames(story, width)
     spectrum = fft.rfft(frames * np.hanning(width).astype(np.float32), size)  # stays single
     power = spectrum.real**2 + spectrum.imag**2
     return power, np.arange(len(power)) / RATE_HZ
@@ -145,10 +211,26 @@ def phonemerate(story):
 
 
 @feature
+def letters(story):
+    """How often each of the 26 letters is in each word, at its middle; a measure of spelling, for models of text."""
+    counts = [[word.lower().count(letter) for letter in LETTERS] for word in story.words.text]
+    return np.array(counts, np.float32).reshape(-1, len(LETTERS)), middles(story.words)
+
+
+@feature
 def wordlength(story):
     """The number of letters of each word, at its middle."""
-    letters = [sum(map(str.isalpha, word)) for word in story.words.text]
-    return np.array(letters, np.float32)[:, None], middles(story.words)
+    n_letters = [sum(map(str.isalpha, word)) for word in story.words.text]
+    return np.array(n_letters, np.float32)[:, None], middles(story.words)
+
+
+@feature
+def wordfrequency(story):
+    """The Zipf frequency of each English word, log10 per 1e9 words, 0 for unknown ones, at its middle (Speer 2022, wordfreq)."""
+    from wordfreq import zipf_frequency
+
+    zipf = [zipf_frequency(word, "en") for word in story.words.text]
+    return np.array(zipf, np.float32)[:, None], middles(story.words)
 
 
 @feature

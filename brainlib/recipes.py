@@ -159,6 +159,9 @@ class Recipe:
             yield f"cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds"
         if not 0 < self.hop <= self.window:
             yield f"hop {self.hop} and window {self.window}; expected 0 < hop <= window"
+        for option in ("lr", "lr_readout", "ridge_scale"):
+            if not 0 < getattr(self, option) < float("inf"):
+                yield f"{option} {getattr(self, option)}; expected a number above 0"
         if self.trs_per_step < 2:
             yield f"trs_per_step {self.trs_per_step}; expected at least 2"
         if self.resampling == "clip" and self.pooling == "frames":

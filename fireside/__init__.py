@@ -24,6 +24,7 @@ from .simulation import (
     build,
     dimensions,
     level_features,
+    level_parts,
     open_dataset,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "embedded_story",
     "hrf",
     "level_features",
+    "level_parts",
     "driving_features",
     "log_rank",
     "open_dataset",

@@ -314,7 +314,9 @@ def _driven(level: str, code: bool) -> np.ndarray:
     return np.concatenate([through_hrf(features[s], s) for s in story_names()], axis=1)
 
 
-def _level_drive(subject: str, level: str, hrf_peak) -> tuple[np.ndarray, np.ndarray]:
+def _level_drive(
+    subject: str, level: str, hrf_peak, voxels=slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
     """The common and the private part of a level's drive of each voxel, each of unit variance: (n_trs, n_voxels)."""
     chosen, n_shared = dimensions(level, subject), N_SHARED[level]
     own = _seed("weights", level, subject)
@@ -322,18 +324,48 @@ def _level_drive(subject: str, level: str, hrf_peak) -> tuple[np.ndarray, np.nda
     # the topography of the common part is shared, its weights differ a little
     weights = np.sqrt(0.7) * common + np.sqrt(0.3) * field(own, n_shared, passes=2)
     weights = np.concatenate([weights, field(own, N_PRIVATE[level], passes=2)])[: len(chosen)]
+    hrf_peak, weights = hrf_peak[voxels], weights[:, voxels]
     features = _driven(level, subject == "SIMCODE")[:, :, chosen]
     parts = []
     for dims in (slice(n_shared), slice(n_shared, None)):
         drive = np.zeros((features.shape[1], len(hrf_peak)), np.float32)
         for peak, responses in zip(HRF_PEAKS_S, features):
             near = 1 - np.abs(hrf_peak - peak)  # between the two nearest haemodynamic responses
-            voxels = near > 0
-            drive[:, voxels] += responses[:, dims] @ (near * weights[dims])[:, voxels].astype(
+            these = near > 0
+            drive[:, these] += responses[:, dims] @ (near * weights[dims])[:, these].astype(
                 np.float32
             )
         parts.append(_zscore(drive))
     return tuple(parts)
+
+
+def level_parts(subject: str, voxels) -> dict[str, dict[str, np.ndarray]]:
+    """What each level adds to the noise-free responses: the exact ground truth, level by level.
+
+    Parameters
+    ----------
+    subject : str
+    voxels : array of int
+        Of all voxels of the subject, whatever a data set's `voxel_step`.
+
+    Returns
+    -------
+    parts : dict by level of dicts by story of arrays of shape (n_trs, n_voxels)
+        Their sum has unit variance over all stories end to end, less its mean and z-scored within each story it is
+        ``ds.responses(..., noise_free=True)``. One presentation is sqrt(snr) times the sum, plus noise (`ds.truth`).
+    """
+    _check_subject(subject)
+    truth = _topography(subject, "clean")
+    voxels = np.asarray(voxels)
+    lengths = [len(embedded_story(name).tr_times) for name in story_names()]
+    parts, own = {}, SHARED if subject in SUBJECTS else dict.fromkeys(LEVELS, 1.0)
+    for level, share in zip(LEVELS, truth["shares"][:, voxels]):
+        shared, private = _level_drive(subject, level, truth["hrf_peak"], voxels)
+        drive = np.sqrt(own[level]) * shared + np.sqrt(1 - own[level]) * private
+        parts[level] = np.sqrt(share) * drive
+    scale = np.maximum(sum(parts.values()).std(0), 1e-9)
+    ends = np.cumsum(lengths)[:-1]
+    return {k: dict(zip(story_names(), np.split(x / scale, ends))) for k, x in parts.items()}
 
 
 @lru_cache(maxsize=2)

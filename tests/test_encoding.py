@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from brainlib import encoding, timing
-from brainlib.encoding import RidgeEncoder
+from brainlib.encoding import RidgeEncoder, correlation
 
 
 def stories(n_features=6, n_voxels=5, n_stories=4, rows=60, noise=0.5, seed=0):
@@ -416,3 +416,10 @@ def test_seven_blocks_in_a_story_are_enough_and_six_are_warned_of():
 def test_fdr_adjusts_as_benjamini_and_hochberg():
     p = np.array([0.01, 0.02, 0.03, 0.5])
     np.testing.assert_allclose(encoding.fdr(p), [0.04, 0.04, 0.04, 0.5])
+
+
+def test_what_is_no_number_has_no_correlation():
+    y = np.arange(6.0).reshape(3, 2)
+    broken = y.copy()
+    broken[1, 0] = np.nan
+    assert np.isnan(correlation(y, broken)[0]) and correlation(y, broken)[1] == pytest.approx(1)

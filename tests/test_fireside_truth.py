@@ -182,3 +182,18 @@ def test_the_noise_free_response_is_the_signal_in_the_repeats(ds):
     r = encoding.correlation(ds.responses("SIM01", story), free)[strong]
     ceiling = np.sqrt(truth.snr / (truth.snr + (1 - truth.snr) / 6))[strong]
     assert abs((r - ceiling).mean()) < 0.03
+
+
+def test_the_parts_of_the_levels_add_up_to_the_noise_free_responses(ds):
+    step = 50
+    voxels = np.arange(0, len(ds.truth("SIM01")), 1)[::step]
+    parts = fireside.level_parts("SIM01", voxels * ds.voxel_step)
+    truth = ds.truth("SIM01").iloc[voxels]
+    driven = (truth.snr > 0).to_numpy()
+    for story in (ds.split["train"][0], ds.split["test"][0]):
+        total = sum(by_story[story] for by_story in parts.values())[:, driven]
+        signal = ds.responses("SIM01", story, voxels=voxels, noise_free=True)[:, driven]
+        assert encoding.correlation(signal, total).min() > 0.9999
+        for level in fireside.LEVELS:  # a level that has no share adds nothing
+            absent = (truth[level] == 0).to_numpy()
+            assert not parts[level][story][:, absent].any()

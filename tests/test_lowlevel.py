@@ -170,3 +170,103 @@ def test_a_feature_is_registered_by_its_decorator_alone(monkeypatch):
 
     x = lowlevel.feature_space(story(words=["a", "lighthouse"] * 10), "longwords")
     assert x.shape == (10, 1) and x.max() > 0.5
+
+
+# ------------------------------------------------------------------ signals whose answer is known
+def sound(seconds=40.0, rate=16_000):
+    return np.arange(int(seconds * rate)) / rate
+
+
+@pytest.mark.parametrize("name, n", [("mel20", 20), ("mel80", 80)])
+def test_a_tone_falls_into_its_band_at_any_number_of_bands(name, n):
+    tone = story(audio=np.sin(2 * np.pi * 1000 * sound(2)).astype(np.float32))
+    values, times = lowlevel.FEATURES[name](tone)
+    edges = np.linspace(*(2595 * np.log10(1 + np.array([50.0, 8000.0]) / 700)), n + 2)[1:-1]
+    centre = 2595 * np.log10(1 + 1000 / 700)
+    assert values.shape == (200, n) and values[100].argmax() == np.abs(edges - centre).argmin()
+
+
+def test_no_mel_band_is_empty():
+    noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    for name in ("mel", "mel20", "mel80"):
+        values, _ = lowlevel.FEATURES[name](story(audio=noise))
+        assert values.mean(0).min() > -60, name  # dB; nothing at the floor of -80
+
+
+def test_mfcc_are_the_cosines_of_the_log_mel_spectrum():
+    noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    values, times = lowlevel.mfcc(story(audio=noise))
+    bands, _ = lowlevel.mel(story(audio=noise))
+    k, i = np.arange(13)[:, None], np.arange(40)
+    cosines = np.sqrt(2 / 40) * np.cos(np.pi * k * (2 * i + 1) / 80)
+    cosines[0] /= np.sqrt(2)
+    np.testing.assert_allclose(values, bands @ cosines.T, rtol=1e-3, atol=1e-2)
+    assert values.shape == (200, 13) and len(times) == 200
+
+
+def test_the_envelope_is_the_loudness_and_its_derivative_the_rises():
+    t = sound(4)
+    steps = story(
+        audio=(np.where(t < 2, 0.1, 0.5) * np.sin(2 * np.pi * 400 * t)).astype(np.float32)
+    )
+    level, times = lowlevel.envelope(steps)
+    np.testing.assert_allclose(level[[100, 300], 0], [0.2, 1.0], atol=0.02)
+    rises, _ = lowlevel.envelope_derivative(steps)
+    inside = slice(5, 395)  # without the ends of the sound
+    assert times[inside][rises[inside, 0].argmax()] == pytest.approx(2.0, abs=0.02)
+    np.testing.assert_allclose(rises[inside].sum() / lowlevel.RATE_HZ, 0.8, atol=0.02)
+
+
+def test_a_click_train_has_one_rise_per_click():
+    clicks = np.zeros(40 * 16_000, np.float32)
+    clicks[4_000::8_000] = 1  # two a second, four a TR
+    train = story(audio=clicks)
+    rises, _ = lowlevel.envelope_derivative(train)
+    assert (rises > 0).sum() == 80
+    at_trs = lowlevel.feature_space(train, "envelope_derivative")
+    np.testing.assert_allclose(at_trs[2:8], 4 * lowlevel.RATE_HZ, rtol=0.03)
+
+
+def test_a_glide_of_an_octave_has_its_pitch():
+    t = sound()
+    phase = 2 * np.pi * 100 * 40 / np.log(2) * (2 ** (t / 40) - 1)  # 100 to 200 Hz in 40 s
+    glide = story(audio=sum(np.sin(k * phase) / k for k in range(1, 8)).astype(np.float32))
+    values, times = lowlevel.pitch(glide)
+    assert (values[:, 0] == 1).mean() > 0.99
+    voiced = values[:, 0] == 1
+    np.testing.assert_allclose(values[voiced, 1], times[voiced] / 40, atol=0.02)
+    at_trs = lowlevel.feature_space(glide, "pitch")  # 200 frames a TR
+    np.testing.assert_allclose(at_trs[3:7, 1] / at_trs[3:7, 0], glide.tr_times[3:7] / 40, atol=0.02)
+
+
+def test_silence_has_no_pitch():
+    values, _ = lowlevel.pitch(story())
+    assert not values.any()
+
+
+def test_a_word_of_known_phonemes_counts_them():
+    word = story(phones=("B", "AH0", "N", "AE1", "N", "AH0"), words=("banana",))
+    counts = lowlevel.phonemes(word)[0].sum(0)
+    named = {p: int(n) for p, n in zip(lowlevel.PHONES, counts) if n}
+    assert named == {"B": 1, "AH": 2, "N": 2, "AE": 1}
+    assert lowlevel.phonemerate(word)[0].sum() == 6
+    spelt = lowlevel.letters(word)[0][0]
+    assert {k: int(n) for k, n in zip(lowlevel.LETTERS, spelt) if n} == {"a": 3, "b": 1, "n": 2}
+    assert lowlevel.diphones(word)[0].sum() == 5 and lowlevel.triphones(word)[0].sum() == 4
+
+
+def test_letters_are_those_of_the_alphabet_in_either_case():
+    spelt, times = lowlevel.letters(story(words=("Don't", "a-B")))
+    assert spelt.sum(1).tolist() == [4, 2] and times.tolist() == [0.5, 1.5]
+
+
+def test_word_frequency_is_on_the_zipf_scale():
+    zipf, _ = lowlevel.wordfrequency(story(words=("the", "The", "lighthouse", "xqzzkv")))
+    assert zipf[0, 0] == zipf[1, 0] > 7 and 2.5 < zipf[2, 0] < 4.5 and zipf[3, 0] == 0
+
+
+def test_no_articulation_is_dead_in_fireside():
+    from fireside import embedded_story
+
+    values, _ = lowlevel.articulation(embedded_story("beeswarm"))
+    assert values.shape[1] == 22 and (values.sum(0) > 0).all()

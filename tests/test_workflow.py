@@ -117,6 +117,24 @@ def test_parsing_the_workflow_needs_no_torch():
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"subjects": "SIM01"}, "subjects='SIM01'; expected lists"),
+        ({"subjects": ["SIM01", "SIM01"], "dealt": True}, "lists of different subjects"),
+        ({"n_voxels": 0}, "n_voxels=0; expected"),
+        ({"stories": -2}, "stories=-2; expected"),
+        ({"dealt": "no"}, "dealt='no'; expected"),
+        ({"fit_apart": True}, "needs `stories`"),
+        ({"linear_map": True}, "a linear map tunes nothing"),
+        ({"changes": {"lr": -1e-2}}, "lr -0.01; expected a number above 0"),
+    ],
+)
+def test_a_run_that_means_nothing_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        zoo.Run("one", "g", **settings).tuned_recipe()
+
+
 # ------------------------------------------------------------------ a tiny grid
 @pytest.fixture
 def recordings(tmp_path):

@@ -155,6 +155,11 @@ def fits(run: Run, ds) -> dict:
     """{suffix of the kind of response: training stories of the ridge that evaluates}."""
     train = ds.split["train"]
     others = train[run.stories :] if run.fit_apart else []
+    if run.fit_apart and not 0 < len(others) <= run.stories:
+        raise ValueError(
+            f"run {run.name}: fit_apart with {run.stories} of {len(train)} training stories leaves {len(others)}; "
+            "expected at least one, and no more than were tuned on"
+        )
     apart = {", other stories": others, ", same stories": train[: len(others)]}
     return {"": train} | (apart if run.fit_apart else {})
 

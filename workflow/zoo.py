@@ -23,6 +23,7 @@ from brainlib.runtime import atomic
 
 HERE = Path(__file__).parent
 KEY_LENGTH = 8  # hex digits
+FLAGS = ("dealt", "linear_map", "fit_apart", "keep_model")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,30 @@ class Run:
     evaluate_on: list = field(default_factory=lambda: ["SIM01"])
     keep_model: bool = False
     bf16: bool | None = None
+
+    def __post_init__(self):
+        wrong = [
+            name
+            for name in ("subjects", "evaluate_on")
+            if not isinstance(getattr(self, name), list)
+            or len(set(getattr(self, name))) < len(getattr(self, name))
+        ]
+        wrong += [
+            name
+            for name in ("n_voxels", "stories")
+            if getattr(self, name) is not None
+            and (not isinstance(getattr(self, name), int) or getattr(self, name) < 1)
+        ]
+        wrong += [name for name in FLAGS if not isinstance(getattr(self, name), bool)]
+        if wrong:
+            raise ValueError(
+                f"run {self.name!r}: {', '.join(f'{name}={getattr(self, name)!r}' for name in wrong)}; expected "
+                "lists of different subjects, whole numbers above 0, true or false"
+            )
+        if self.fit_apart and self.stories is None:
+            raise ValueError(f"run {self.name!r}: fit_apart needs `stories`, to leave some over")
+        if self.linear_map and self.tuned_recipe().adapter != "none":
+            raise ValueError(f"run {self.name!r}: a linear map tunes nothing; set adapter: none")
 
     def tuned_recipe(self) -> Recipe:
         """The recipe with this run's changes and seed."""
