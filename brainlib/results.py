@@ -16,7 +16,8 @@ import pandas as pd
 
 from . import __version__, datasets
 from .recipes import get_recipe
-from .runtime import atomic
+from .runtime import atomic, read_json, reading, require
+from .scores import FLOOR
 
 ASSETS = Path(__file__).parent / "assets"  # of the embedded models
 ZOO = Path(__file__).resolve().parents[1] / "results" / "zoo"  # of a checkout
@@ -33,6 +34,10 @@ COLUMNS += [*SCORES, *CHANGES, *OVER_MAP, "seconds"]
 SAME = ["model", "features", "subject", "kind", "region", "story"]  # of scores that compare
 MADE_FROM = ["tuned_on", "target", "voxels", "n_voxels", "n_stories"]
 SCORING = 1  # of `workflow/tune.py`; raise it when that scores in another way
+
+
+PARTS = ("numbers", "dataset", "about", "provenance")  # of a result
+HIGHEST = 1 / FLOOR  # normalised correlation that there can be
 
 
 def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
@@ -91,6 +96,7 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         If a file is no result.
     """
     folder = Path(folder)
+    require(folder.exists(), f"{folder}: no such file or folder of results", kind=FileNotFoundError)
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
     flat = [pd.json_normalize(_read(path)).iloc[0].to_dict() for path in paths]
     return pd.DataFrame([{"file": str(path), **row} for path, row in zip(paths, flat)])
@@ -98,15 +104,10 @@ def load_results(folder: str | Path) -> pd.DataFrame:
 
 def _read(path: Path) -> dict:
     """A file that `record` wrote."""
-    try:
-        entry = json.loads(path.read_text())
-        missing = {"numbers", "dataset", "about", "provenance"} - set(entry)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it or run again") from error
-    if missing:
-        raise ValueError(
-            f"{path}: without {sorted(missing)}; expected a file that results.record wrote"
-        )
+    expected = "a file that results.record wrote"
+    entry = read_json(path, expected, remedy="remove it or run again")
+    missing = [name for name in PARTS if not isinstance(entry.get(name), dict)]
+    require(not missing, f"{path}: without {missing}; expected {expected}")
     return entry
 
 
@@ -135,18 +136,16 @@ def _data(dataset) -> dict:
 
 
 def _plain(value):
-    """Numbers and arrays as JSON's own kinds; NaN and infinity as None."""
+    """Numbers, arrays, tensors and tables as JSON's own kinds; NaN and infinity as None."""
+    value = value.to_dict() if isinstance(value, (pd.Series, pd.DataFrame)) else value
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value if value is None else str(value)
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
 def _commit() -> str:
@@ -222,7 +221,7 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     ValueError
         If recipe, data or model have changed since, or the adapter has lost tensors or holds some that are no numbers.
     """
-    from .saving import load_adapter
+    from .saving import digest, load_adapter
     from .speech import SpeechEncoder
 
     folder = Path(folder or ZOO)
@@ -240,6 +239,8 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
         raise FileNotFoundError(
             f"{adapter}: {missing} not found; with keep_model in the grid, {again}"
         )
+    for part, saved in about.get("adapter", {}).items():
+        require(digest(adapter / part) == saved, f"{adapter / part}: not what was saved; {again}")
     encoder = SpeechEncoder.from_pretrained(about["model"])
     load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=again)
     encoder.name = f"{about['model']}+{name}"
@@ -257,15 +258,33 @@ def weights_hash(model: str) -> str:
 
 def _current(folder: Path, dataset) -> tuple[dict, dict]:
     """Entries of the runs that are up to date, the newest of each name, and {run: why it is not}."""
-    entries, stale = {}, {}
-    found = [_read(path) for path in sorted(folder.glob("[!.]*.json"))]
-    for entry in sorted(found, key=lambda entry: entry["provenance"]["when"]):
-        name, reason = entry["about"]["run"], _stale(entry, dataset)
+    entries, stale, found = {}, {}, []
+    for path in sorted(folder.glob("[!.]*.json")):
+        with reading(path, "a run of the zoo", remedy="remove it, then `make runs`"):
+            entry = _read(path)
+            _check_scores(entry["numbers"])
+            name, when = entry["about"]["run"], entry["provenance"]["when"]
+            found.append((when, name, _stale(entry, dataset), entry))
+    for _, name, reason, entry in sorted(found, key=lambda one: one[0]):
         if reason:
             stale[name] = reason
         else:
             entries[name] = entry
     return entries, {name: why for name, why in stale.items() if name not in entries}
+
+
+def _check_scores(numbers: dict):
+    """ValueError unless every score has a possible number, or none, for each of the stories."""
+    stories = numbers["stories"]
+    kinds = [kind for subject in numbers["scores"].values() for kind in subject.values()]
+    lists = [values for kind in kinds for scores in kind.values() for values in scores.values()]
+    possible = [x is None or abs(x) <= HIGHEST for values in lists for x in values]
+    right = all(len(values) == len(stories) for values in lists)
+    require(
+        len(set(stories)) == len(stories) and right and all(possible),
+        f"stories {stories} and {len(lists)} lists of scores; expected a number for each story in each list, "
+        f"none beyond {HIGHEST:g}",
+    )
 
 
 def _stale(entry: dict, dataset) -> str:

@@ -121,7 +121,7 @@ def save_tuned(folder: str | Path, tuner):
             tuner.encoder.family.extractor.save_pretrained(part)
         save_file(state, part / "readouts.safetensors")
         facts["merged"] = merged
-        facts["digests"] = {path.name: _digest(path) for path in part.glob("*.safetensors")}
+        facts["digests"] = {path.name: digest(path) for path in part.glob("*.safetensors")}
         (part / "recipe.json").write_text(tuner.recipe.to_json())
         (part / "tuning.json").write_text(json.dumps(facts | tuner.about, indent=1))
         (part / "README.md").write_text(card(tuner, lora=tuner.adapted is not None and not merged))
@@ -130,7 +130,8 @@ def save_tuned(folder: str | Path, tuner):
                 (copytree if path.is_dir() else copy2)(path, part / path.name)
 
 
-def _digest(path) -> str:
+def digest(path: Path) -> str:
+    """Hash of a file."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
@@ -156,9 +157,9 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     about = read_json(folder / "tuning.json", "a tuned model's history")
     with reading(folder / "tuning.json", "a tuned model's history"):
         facts = {name: about.pop(name) for name in FACTS}
-    for name, digest in about.pop("digests", {}).items():
+    for name, saved in about.pop("digests", {}).items():
         require(
-            _digest(folder / name) == digest,
+            digest(folder / name) == saved,
             f"{folder / name}: not the weights that were saved; copy them again",
         )
     lora = recipe.adapter == "lora" and not about.pop("merged", False)

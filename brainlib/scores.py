@@ -129,11 +129,11 @@ def crossed_interval(table, *, level: float = 0.95) -> pd.Series:
     from scipy.stats import t
 
     x = np.asarray(table, float)
-    n_rows, n_columns = x.shape
     require(
-        min(x.shape) > 1 and np.isfinite(x).all(),
+        x.ndim == 2 and min(x.shape) > 1 and np.isfinite(x).all(),
         f"a table of shape {x.shape}, finite: {np.isfinite(x).all()}; expected at least 2 by 2 without gaps",
     )
+    n_rows, n_columns = x.shape
     by_row, by_column = x.mean(1), x.mean(0)
     squares = np.array([n_columns * by_row.var(ddof=1), n_rows * by_column.var(ddof=1)])
     freedom = np.array([n_rows - 1, n_columns - 1])

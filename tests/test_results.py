@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from brainlib import results
 from brainlib.recipes import get_recipe
+from brainlib.saving import digest
 from brainlib.speech import SpeechEncoder
 
 MODEL = "wavlm-pico"
@@ -220,3 +221,39 @@ def test_an_adapter_of_another_base_is_refused(tuned):
     (folder / "0.json").write_text(json.dumps(entry(base_fingerprint="0" * 16)))
     with pytest.raises(ValueError, match="tuned on another 'wavlm-pico'"):
         results.load_tuned("one", folder)
+
+
+def test_an_adapter_that_is_not_the_one_saved_is_refused(tuned):
+    folder, encoder = tuned
+    path = folder / "adapters/one.0123abcd/adapter_config.json"
+    about = {"base_fingerprint": encoder_fingerprint(), "adapter": {path.name: digest(path)}}
+    (folder / "0.json").write_text(json.dumps(entry(**about)))
+    results.load_tuned("one", folder)
+    path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 1'))
+    with pytest.raises(ValueError, match="adapter_config.json: not what was saved.*only=one"):
+        results.load_tuned("one", folder)
+
+
+def encoder_fingerprint():
+    return SpeechEncoder.from_pretrained(MODEL, device="cpu").fingerprint()
+
+
+BROKEN = {
+    "a story lost": lambda e: e["numbers"]["stories"].pop(),
+    "a story twice": lambda e: e["numbers"].update(stories=["c", "c"]),
+    "infinite": lambda e: e["numbers"]["scores"]["S1"]["noisy"].update(
+        a={"normalised": [1e999, 0]}
+    ),
+    "impossible": lambda e: e["numbers"]["scores"]["S1"]["noisy"].update(a={"normalised": [40, 0]}),
+    "no numbers": lambda e: e.update(numbers=[]),
+    "no name": lambda e: e["about"].pop("run"),
+    "words for scores": lambda e: e["numbers"].update(scores="high"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_run_is_refused_by_its_file(zoo, what):
+    one = json.loads(json.dumps(entry()))
+    BROKEN[what](one)
+    with pytest.raises(ValueError, match="0.json: "):
+        results.load_zoo(zoo(one))

@@ -5,7 +5,9 @@ import types
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from brainlib import results, runtime, surface
 
@@ -83,11 +85,21 @@ def test_pictures_say_simulated_by_the_data_set_s_flag(ds):
 def test_a_result_keeps_its_provenance_and_comes_back(tmp_path, ds):
     entry = results.record(
         tmp_path / "a.json",
-        {"r": np.float32(0.5), "per_voxel": np.array([1.0, np.nan])},
+        {
+            "r": np.float32(0.5),
+            "per_voxel": np.array([1.0, np.nan]),
+            "table": pd.Series({"a": np.int64(2)}),
+            "tensor": torch.tensor([True, False]),
+        },
         dataset=ds,
         subject="SIM01",
     )
-    assert entry["numbers"] == {"r": 0.5, "per_voxel": [1.0, None]}
+    assert entry["numbers"] == {
+        "r": 0.5,
+        "per_voxel": [1.0, None],
+        "table": {"a": 2},
+        "tensor": [True, False],
+    }
     assert entry["dataset"] == {
         "name": "fireside",
         "simulated": True,
@@ -109,8 +121,10 @@ def test_what_is_no_result_is_refused(tmp_path):
     with pytest.raises(ValueError, match="b.json: without"):
         results.load_results(tmp_path)
     (tmp_path / "b.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="b.json: cannot be read"):
         results.load_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        results.load_results(tmp_path / "missing.json")
 
 
 def test_a_result_of_other_data_or_settings_does_not_match(tmp_path, ds):

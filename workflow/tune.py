@@ -20,6 +20,7 @@ from zoo import HERE, Run, read_grid
 
 import fireside
 from brainlib import datasets, evaluation, lowlevel, results, runtime
+from brainlib.saving import digest
 from brainlib.scores import FLOOR
 from brainlib.speech import SpeechEncoder
 from brainlib.timing import downsample
@@ -193,13 +194,15 @@ def perform(run: Run, out: Path) -> dict:
     tuner = tune(run, ds, encoder, checkpoints)
     numbers = {"history": tuner.history, "kept_epoch": tuner.kept_epoch}
     numbers |= {"stories": ds.split["test"], "scores": scores(run, ds, tuner)}
+    saved = {}
     if run.keep_model:
         with runtime.atomic(out / "adapters" / run.stem) as part:
             tuner.adapted.half().save_pretrained(part, save_embedding_layers=False)
             (part / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+            saved = {path.name: digest(path) for path in sorted(part.iterdir())}
     about = run.settings() | {"run": run.name, "group": run.group, "key": run.key}
     about["tree"] = about.pop("dataset")  # as `datasets.load` takes it
-    about |= {"base_fingerprint": tuner.base_fingerprint, "bf16": in_bf16(run)}
+    about |= {"adapter": saved, "base_fingerprint": tuner.base_fingerprint, "bf16": in_bf16(run)}
     about |= {"seconds": round(time.perf_counter() - start)}
     about |= {"peak_mb": round(runtime.peak_memory_mb())}
     entry = results.record(out / f"{run.stem}.json", numbers, dataset=ds, **about)
