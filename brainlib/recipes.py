@@ -18,6 +18,7 @@ CHOICES = {
     "loss": ("spatial", "temporal", "mse"),
     "schedule": ("constant", "linear", "cosine"),
 }
+LEAST = {"rank": 1, "bottleneck": 1, "cross_fit": 0, "patience": 0, "seed": 0}  # whole numbers
 # Where an option acts; elsewhere it stays at its default.
 ACTS = {
     "rank": ("adapter", ("lora",)),
@@ -143,6 +144,13 @@ class Recipe:
 
     def _problems(self):
         """What is wrong with the values, one sentence each."""
+        for option in ("delays", "targets"):
+            if not isinstance(getattr(self, option), tuple) or not getattr(self, option):
+                yield f"{option} {getattr(self, option)!r}; expected a list with something in it"
+        for option, least in LEAST.items():
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < least:
+                yield f"{option} {value!r}; expected a whole number of at least {least}"
         for option, choices in CHOICES.items():
             if getattr(self, option) not in choices:
                 yield f"{option} is {getattr(self, option)!r}; expected one of {choices}"
@@ -155,7 +163,7 @@ class Recipe:
             yield f"stages {self.stages} train the read-out alone after everything; expected it first"
         if self.readout == "ridge" and any(what == "readout" for what, _ in self.stages):
             yield f"stages {self.stages} train the read-out alone, but a 'ridge' read-out is never trained"
-        if self.cross_fit == 1 or self.cross_fit < 0:
+        if self.cross_fit == 1:
             yield f"cross_fit {self.cross_fit}; expected 0 (off) or at least 2 folds"
         if not 0 < self.hop <= self.window:
             yield f"hop {self.hop} and window {self.window}; expected 0 < hop <= window"

@@ -127,12 +127,30 @@ def test_parsing_the_workflow_needs_no_torch():
         ({"dealt": "no"}, "dealt='no'; expected"),
         ({"fit_apart": True}, "needs `stories`"),
         ({"linear_map": True}, "a linear map tunes nothing"),
+        ({"changes": {"targets": "q_proj"}}, "targets 'q_proj'; expected a list"),
+        ({"changes": {"rank": "4"}}, "rank '4'; expected a whole number of at least 1"),
         ({"changes": {"lr": -1e-2}}, "lr -0.01; expected a number above 0"),
     ],
 )
 def test_a_run_that_means_nothing_is_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         zoo.Run("one", "g", **settings).tuned_recipe()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "expected a mapping with `groups`"),
+        ("[1]", "expected a mapping with `groups`"),
+        ("groups: {g: {}}\ndefault: {}", "'default'. are unknown"),
+        ("groups: {g: {each: {seed: '12'}}}", "each of .'seed'. needs a list"),
+        ("groups: {g: {each: {seed: []}}}", "each of .'seed'. needs a list"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_refused(tmp_path, text, words):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        zoo.read_grid(tmp_path / "grid.yaml")
 
 
 # ------------------------------------------------------------------ a tiny grid

@@ -147,6 +147,11 @@ def read_grid(path: str | Path = HERE / "zoo.yaml") -> list[Run]:
         For a setting that `Run` does not have, or two runs of one name.
     """
     grid = yaml.safe_load(Path(path).read_text())
+    if not isinstance(grid, dict) or not isinstance(grid.get("groups"), dict):
+        raise ValueError(f"{path}: expected a mapping with `groups`, found {str(grid)[:40]!r}")
+    strange = sorted(set(grid) - {"defaults", "groups"})
+    if strange:
+        raise ValueError(f"{path}: {strange} are unknown; expected defaults and groups")
     runs = [
         run for name, group in grid["groups"].items() for run in _expand(name, group, grid, path)
     ]
@@ -161,6 +166,11 @@ def _expand(name, group, grid, path):
     """The runs of one group."""
     group = grid.get("defaults", {}) | (group or {})
     each = group.pop("each", {})
+    empty = [k for k, values in each.items() if not isinstance(values, list) or not values]
+    if empty:
+        raise ValueError(
+            f"{path}: group {name!r}: each of {empty} needs a list with something in it"
+        )
     unknown = sorted((set(group) | set(each)) - {f.name for f in fields(Run)})
     if unknown:
         raise ValueError(f"{path}: group {name!r} sets {unknown}, which no run has")
