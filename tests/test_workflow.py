@@ -101,7 +101,7 @@ def test_only_the_runs_that_changed_are_made_anew_and_the_old_files_are_listed(t
 
 
 def test_a_thousand_jobs_are_listed_in_seconds(tmp_path):
-    each = {"seed": list(range(10)), "stories": list(range(1, 21)), "n_voxels": list(range(5))}
+    each = {"seed": list(range(10)), "stories": list(range(1, 21)), "n_voxels": list(range(1, 6))}
     assert len(write_grid(tmp_path, each)) == 1000
     start = time.perf_counter()
     assert counts(call(tmp_path, "-n")) == {"tune": 1000, "zoo": 1}
