@@ -123,6 +123,35 @@ def matches(path: str | Path, *, dataset=None, **about) -> bool:
     return True
 
 
+def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False, **about) -> dict:
+    """Numbers of a precomputed result where there is one of just these settings; else they are computed now.
+
+    Parameters
+    ----------
+    path : path
+        Of the result; it need not exist.
+    compute : callable
+        Gives the numbers, as for `record`.
+    dataset : Dataset, optional
+    write : bool
+        Whether numbers that are computed now are recorded under `path`.
+    **about
+        Settings that shape the numbers, such as ``model=encoder.fingerprint()``: a result of other ones is stale.
+
+    Returns
+    -------
+    numbers : dict
+        The same whether read or computed: lists and dicts, NaN as None.
+    """
+    path = Path(path)
+    if path.exists() and matches(path, dataset=dataset, **about):
+        return _read(path)["numbers"]
+    numbers = _plain(compute())
+    if write:
+        record(path, numbers, dataset=dataset, **about)
+    return numbers
+
+
 def _data(dataset) -> dict:
     """Name, simulated or not, and what else tells this version of the data from another."""
     if dataset is None:

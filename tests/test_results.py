@@ -4,6 +4,7 @@ import json
 import shutil
 import types
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -257,3 +258,19 @@ def test_a_broken_run_is_refused_by_its_file(zoo, what):
     BROKEN[what](one)
     with pytest.raises(ValueError, match="0.json: "):
         results.load_zoo(zoo(one))
+
+
+def test_a_precomputed_result_is_read_and_a_stale_one_is_computed_anew(tmp_path):
+    path, calls = tmp_path / "a.json", []
+
+    def compute():
+        calls.append(1)
+        return {"r": np.array([0.5, np.nan]), "n": len(calls)}
+
+    about = {"model": "abc", "layers": [1, 2]}
+    first = results.precomputed(path, compute, write=True, **about)
+    assert first == {"r": [0.5, None], "n": 1}
+    assert results.precomputed(path, compute, **about) == first
+    other = results.precomputed(path, compute, **about | {"layers": [1, 3]})
+    assert other["n"] == 2  # of other settings: stale
+    assert results.precomputed(path, compute, **about)["n"] == 1  # and nothing was written
