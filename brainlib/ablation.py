@@ -179,46 +179,33 @@ def partition(
 
 
 def _by_story(y, split):
-    """`product_measure` of each story: (n_bands, n_stories, n_voxels)."""
-    return np.stack([product_measure(*pair) for pair in zip(y, split)], axis=1)
+    """R2 of each story, shared out among the bands: (n_bands, n_stories, n_voxels); 0 in voxels that never change."""
+    from himalaya.scoring import r2_score_split
 
-
-def product_measure(y, split) -> np.ndarray:
-    """R2 of a prediction, shared out among the bands whose predictions add up to it.
-
-    Parameters
-    ----------
-    y : array of shape (n_trs, n_voxels)
-    split : array of shape (n_bands, n_trs, n_voxels)
-
-    Returns
-    -------
-    parts : array of shape (n_bands, n_voxels)
-        Of ``sum_k p_k``, band k has ``sum_t p_k (2 y - sum_j p_j) / sum_t y^2``, `y` less its mean over the story, as
-        himalaya's `r2_score_split`. The parts add up to the R2 of the sum. 0 in voxels that never change.
-    """
-    y, split = np.asarray(y, np.float64), np.asarray(split, np.float64)
-    y = y - y.mean(0)
-    gain = (split * (2 * y - split.sum(0))).sum(1)
-    size = (y**2).sum(0)
-    return np.divide(gain, size, out=np.zeros_like(gain), where=size > 1e-12)
+    parts = []
+    for true, bands in zip(y, split):
+        true = np.asarray(true, np.float64)
+        constant = np.ptp(true, axis=0) == 0
+        true = np.where(constant, 1.0, true - true.mean(0))  # no division by zero
+        parts.append(np.where(constant, 0.0, r2_score_split(true, np.asarray(bands, np.float64))))
+    return np.stack(parts, axis=1)
 
 
 def _fit_bands(bands, responses, *, train, test, delays, ratios):
     """Predictions of the test stories, each (n_bands, n_trs, n_voxels), at each voxel's best ratio of the last band."""
     widths = [band[train[0]].shape[1] for band in bands]
     X = {s: np.hstack([band[s] for band in bands]) for s in [*train, *test]}
-    Y = [responses[s] for s in train]
-    best, chosen = -np.inf, None
+    n_voxels = responses[train[0]].shape[1]
+    best = np.full(n_voxels, -np.inf)
+    chosen = [np.zeros((len(bands), len(X[s]), n_voxels), np.float32) for s in test]
     for ratio in ratios:
         weights = [1.0] * (len(bands) - 1) + [ratio]
         ridge = RidgeEncoder(delays=delays, groups=widths, weights=weights)
-        ridge.fit([X[s] for s in train], Y)
-        split = [_split(ridge, X[s], widths) for s in test]
-        score = np.nan_to_num(ridge.cv_scores_, nan=-np.inf)
-        chosen = chosen or split
-        chosen = [np.where(score > best, *pair) for pair in zip(split, chosen)]
-        best = np.maximum(score, best)
+        ridge.fit([X[s] for s in train], [responses[s] for s in train])
+        better = np.nan_to_num(ridge.cv_scores_, nan=-1e9) > best
+        best = np.where(better, ridge.cv_scores_, best)
+        for parts, s in zip(chosen, test):
+            np.copyto(parts, _split(ridge, X[s], widths), where=better)
     return chosen
 
 

@@ -178,14 +178,11 @@ def test_the_parts_of_a_partition_add_up_to_the_joint_model():
     np.testing.assert_allclose(products, found["joint"], atol=1e-9)
 
 
-def test_the_product_measure_is_himalaya_s():
-    from himalaya.scoring import r2_score_split
-
-    rng = np.random.default_rng(0)
-    y, split = rng.standard_normal((50, 4)), rng.standard_normal((3, 50, 4))
-    y -= y.mean(0)
-    np.testing.assert_allclose(ablation.product_measure(y, split), r2_score_split(y, split))
-    assert (ablation.product_measure(np.zeros((50, 1)), split[:, :, :1]) == 0).all()
+def test_a_voxel_that_never_changes_has_no_variance_to_share_out():
+    low, own = normal(3, 0), normal(5, 1)
+    y = {s: np.zeros((len(x), 2)) + [0, 7] for s, x in low.items()}
+    found = ablation.partition(own, low, y, train=TRAIN, test=TEST, delays=(0,))
+    assert all((values == 0).all() for values in found.values())
 
 
 def test_partition_is_himalaya_s_banded_ridge_with_its_own_scores():
@@ -218,7 +215,7 @@ def test_partition_is_himalaya_s_banded_ridge_with_its_own_scores():
     np.testing.assert_allclose(split, expected, atol=2e-3)
 
     truth = y["s7"] - y["s7"].mean(0)
-    ours = ablation.product_measure(truth, split)
+    ours = ablation._by_story([y["s7"]], [split])[:, 0]
     np.testing.assert_allclose(ours, r2_score_split(truth, expected), atol=2e-3)
     np.testing.assert_allclose(ours.sum(0), r2_score(truth, expected.sum(0)), atol=2e-3)
 
