@@ -53,6 +53,10 @@ async function look(page, width) {
     fixed: [...d.querySelectorAll("div.cell_output img")].filter(i => !i.closest("a.enlarge")).length,
     type: Math.min(99, ...[...d.querySelectorAll("main td")].map(e => parseFloat(getComputedStyle(e).fontSize))),
     text: d.querySelector("main").innerText.length,
+    formulas: d.querySelectorAll("main math").length,
+    raw: /\\\\[(\\[]/.test([...d.querySelectorAll("main p, main li")].map(e => e.innerText).join(" ")),
+    asked: frame.contentWindow.performance.getEntriesByType("resource").map(e => e.name)
+      .filter(name => !name.startsWith(location.origin) && !/^(data|blob|about):/.test(name)),
   };
   frame.remove();
 }
@@ -145,3 +149,14 @@ def test_notebook_pages_have_figures_a_player_and_a_cortex_to_turn(seen):
     assert seen["/notebooks/01_data_loading.html@1280"]["players"] == 1
     assert seen["/notebooks/02_ridge_encoding.html@1280"]["pictures"] >= 6
     assert len(seen["/notebooks/02_ridge_encoding.html@1280"]["frames"]) == 1
+
+
+def test_no_page_asks_for_anything_from_elsewhere(seen):
+    for page, look in seen.items():
+        assert not look["asked"], (page, look["asked"])
+
+
+def test_formulas_are_drawn_without_a_network(seen):
+    assert seen["/notebooks/02_ridge_encoding.html@1280"]["formulas"] >= 3
+    for page, look in seen.items():
+        assert not look["raw"], page

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import latex2mathml.converter
 import nbformat
 import yaml
 from run_notebooks import (
@@ -325,6 +326,8 @@ def check_page(page: str, text: str, body: str):
             raise BookError(
                 f"{page}: an image without alt text of at least four words: {image[:120]}"
             )
+    if fetched := re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?://[^\"]+)", text):
+        raise BookError(f"{page}: asks for {fetched}, but a page must do without a network")
     if 'class="output traceback' in body or "Traceback (most recent call last)" in body:
         raise BookError(f"{page}: holds an error")
 
@@ -431,6 +434,27 @@ def enlarge(site: Path):
         path.write_text(text.replace(FRAME_END, FRAME_STYLE + FRAME_END), encoding="utf-8")
 
 
+MATH = re.compile(r'<(span|div) class="math notranslate nohighlight"([^>]*)>(.*?)</\1>', re.S)
+
+
+def prerender_formulas(site: Path):
+    """TeX becomes MathML, which browsers draw themselves: formulas need neither a network nor JavaScript."""
+    for path in sorted(site.rglob("*.html")):
+        text = MATH.sub(mathml, path.read_text(encoding="utf-8"))
+        text = re.sub(r"<script[^>]*/mathjax[^>]*></script>", "", text)
+        path.write_text(text, encoding="utf-8")
+
+
+def mathml(match: re.Match) -> str:
+    """The element that Sphinx wrote around a formula, with MathML in place of TeX."""
+    tag, attributes, inner = match.groups()
+    number = re.match(r"\s*(<span class=\"eqno\">.*?</span>)?", inner, re.S)[0]
+    tex = html.unescape(inner[len(number) :]).strip()[2:-2]  # without its delimiters
+    display = {"span": "inline", "div": "block"}[tag]
+    drawn = latex2mathml.converter.convert(tex, display=display)
+    return f'<{tag} class="formula"{attributes}>{number}{drawn}</{tag}>'
+
+
 def jupyter_book(folder: Path):
     """Build the staged tree; a warning is an error."""
     shutil.rmtree(folder / "_build", ignore_errors=True)
@@ -459,6 +483,7 @@ def main(arguments=None) -> int:
         stage(STAGE)
         jupyter_book(STAGE)
         enlarge(STAGE / "_build" / "html")
+        prerender_formulas(STAGE / "_build" / "html")
         check_site(STAGE / "_build" / "html")
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.copytree(STAGE / "_build" / "html", SITE)
