@@ -557,6 +557,14 @@ def test_the_package_is_there_in_half_a_second_without_torch():
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.parametrize("page", ["primer_fmri", "primer_models"])
+def test_the_toy_of_a_primer_runs(page, capsys):
+    text = (ROOT / "book" / f"{page}.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(snippet, page, "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_the_snippet_of_the_readme_runs(tmp_path):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(snippets) == 1
