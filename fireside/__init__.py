@@ -26,6 +26,7 @@ from .simulation import (
     level_features,
     level_parts,
     open_dataset,
+    without_levels,
 )
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "probe_set",
     "unheard_share",
     "vectors",
+    "without_levels",
     "word_vectors",
 ]

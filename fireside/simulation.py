@@ -368,6 +368,59 @@ def level_parts(subject: str, voxels) -> dict[str, dict[str, np.ndarray]]:
     return {k: dict(zip(story_names(), np.split(x / scale, ends))) for k, x in parts.items()}
 
 
+def without_levels(
+    subject: str, voxels, levels, stories, *, noise_free: bool = False, noise: str = "clean"
+) -> dict[str, np.ndarray]:
+    """Responses as they would be if some levels did not drive the voxels, and all else, noise and scale too, were the same.
+
+    Parameters
+    ----------
+    subject : str
+    voxels : array of int
+        Of all voxels of the subject, whatever a data set's `voxel_step`.
+    levels : sequence of str
+        To switch off.
+    stories : sequence of str
+        Of one presentation, as all training stories are.
+    noise_free : bool
+        Of the responses without noise.
+    noise : {"clean", "noisy"}
+        As `load` was given it.
+
+    Returns
+    -------
+    responses : dict by story of arrays of shape (n_trs, n_voxels)
+        With no level switched off, those of `ds.responses`.
+
+    Raises
+    ------
+    KeyError
+        For an unknown level.
+    ValueError
+        For a story of several presentations.
+    """
+    unknown = sorted(set(levels) - set(LEVELS))
+    if unknown:
+        raise KeyError(f"no levels {unknown}; there are {LEVELS}")
+    several = sorted(set(stories) & set(REPEATS))
+    if several:
+        raise ValueError(f"{several} are repeated; expected stories of one presentation")
+    parts, snr = level_parts(subject, voxels), _topography(subject, noise)["snr"]
+    responses = {}
+    for name in stories:
+        off = sum((parts[level][name] for level in levels), np.float32(0))
+        whole = sum(part[name] for part in parts.values()) * (snr[voxels] > 0)
+        if not noise_free:
+            nothing = np.zeros((len(whole), len(snr)), np.float32)
+            (pure_noise,) = _presentations(subject, name, nothing, snr=snr, noise=noise)
+            whole = np.sqrt(snr[voxels]) * whole + pure_noise[:, voxels]
+            off = np.sqrt(snr[voxels]) * off
+        rest = whole - off
+        scale = np.maximum(whole.std(0), 1e-9)  # that of the story as it was
+        responses[name] = ((rest - rest.mean(0)) / scale).astype(np.float32)
+    return responses
+
+
 @lru_cache(maxsize=2)
 def _signals(subject: str, foreign: frozenset):
     """Noise-free responses to all stories end to end, and the part of them that others share: two of (n_trs, n_voxels).
@@ -436,14 +489,17 @@ def _build_subject(root: Path, subject: str, noise: str):
     for name in story_names():
         clean = total[start : start + len(embedded_story(name).tr_times)] * (snr > 0)
         start += len(clean)
-        rng = _seed(noise, subject, name)
-        repeats = [
-            np.sqrt(snr) * clean + np.sqrt(1 - snr) * _noise(rng, len(clean))
-            for _ in range(REPEATS.get(name, 1))
-        ]
-        repeats = np.stack([_zscore(y) for y in repeats]).astype(np.float32)
+        presentations = _presentations(subject, name, clean, snr=snr, noise=noise)
+        repeats = np.stack([_zscore(y) for y in presentations]).astype(np.float32)
         _write_responses(folder / f"{name}.hf5", repeats, _zscore(clean))
     _write_json(_stamp(root, subject), _state(root, subject))
+
+
+def _presentations(subject, name, clean, *, snr, noise):
+    """Signal and noise of each presentation of a story, before it is z-scored: (n_trs, n_voxels) each."""
+    rng = _seed(noise, subject, name)
+    for _ in range(REPEATS.get(name, 1)):
+        yield np.sqrt(snr) * clean + np.sqrt(1 - snr) * _noise(rng, len(clean))
 
 
 def _write_responses(path, repeats, noise_free):

@@ -197,3 +197,33 @@ def test_the_parts_of_the_levels_add_up_to_the_noise_free_responses(ds):
         for level in fireside.LEVELS:  # a level that has no share adds nothing
             absent = (truth[level] == 0).to_numpy()
             assert not parts[level][story][:, absent].any()
+
+
+def test_with_no_level_switched_off_the_responses_are_those_of_the_data_set(ds):
+    voxels, story = np.arange(0, len(ds.truth("SIM01")), 50), ds.split["train"][0]
+    options = {"voxels": voxels * ds.voxel_step, "levels": [], "stories": [story]}
+    for free in (False, True):
+        same = fireside.without_levels("SIM01", **options, noise_free=free)[story]
+        expected = ds.responses("SIM01", story, voxels=voxels, noise_free=free)
+        np.testing.assert_allclose(same, expected, atol=1e-4)
+
+
+def test_a_level_that_is_switched_off_is_missing_and_nothing_else(ds):
+    voxels, story = np.arange(0, len(ds.truth("SIM01")), 50), ds.split["train"][0]
+    at, low = voxels * ds.voxel_step, ["acoustic", "phonetic"]
+    less = fireside.without_levels("SIM01", at, low, [story])[story]
+    parts = fireside.level_parts("SIM01", at)
+    missing = parts["acoustic"][story] + parts["phonetic"][story]
+    gone = ds.responses("SIM01", story, voxels=voxels) - less
+    truth = ds.truth("SIM01").iloc[voxels]
+    driven = ((truth.snr > 0) & (truth.acoustic + truth.phonetic > 0)).to_numpy()
+    assert driven.sum() > 5
+    assert encoding.correlation(gone[:, driven], missing[:, driven]).min() > 0.9999
+    assert np.abs(gone[:, ~driven]).max() < 1e-4
+
+
+def test_levels_cannot_be_switched_off_in_a_repeated_story_or_by_a_name_that_is_none(ds):
+    with pytest.raises(ValueError, match="repeated"):
+        fireside.without_levels("SIM01", [0], ["meaning"], ds.split["test"])
+    with pytest.raises(KeyError, match="syntax"):
+        fireside.without_levels("SIM01", [0], ["syntax"], ds.split["train"][:1])
