@@ -185,9 +185,9 @@ def _by_story(y, split):
     parts = []
     for true, bands in zip(y, split):
         true = np.asarray(true, np.float64)
-        constant = np.ptp(true, axis=0) == 0
-        true = np.where(constant, 1.0, true - true.mean(0))  # no division by zero
-        parts.append(np.where(constant, 0.0, r2_score_split(true, np.asarray(bands, np.float64))))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = r2_score_split(true - true.mean(0), np.asarray(bands, np.float64))
+        parts.append(np.where(np.ptp(true, axis=0) == 0, 0.0, shares))
     return np.stack(parts, axis=1)
 
 
