@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP_EXTRA ?=
+JOBS ?= 2
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
@@ -24,7 +25,7 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 notebooks: $(VENV)/ready
-	$(BIN)/python tools/run_notebooks.py --params $(PARAMS)
+	$(BIN)/python tools/run_notebooks.py --jobs $(JOBS) --params $(PARAMS)
 
 site: $(VENV)/ready
 	$(BIN)/python tools/build_book.py
@@ -34,7 +35,7 @@ book: notebooks
 	$(MAKE) site
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not site" tests brainlib
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not site" tests brainlib
 
 lab: $(VENV)/ready
 	$(BIN)/python -m jupyterlab notebooks

@@ -13,6 +13,9 @@ from brainlib import datasets, encoding, lowlevel, timing
 from fireside import levels
 
 
+pytestmark = pytest.mark.xdist_group("fireside")  # features of all stories take half a minute
+
+
 @pytest.fixture(scope="module")
 def bounds(ds):
     return fireside.bounds(ds, "SIM01").set_index(["voxels", "features"]).r
