@@ -282,17 +282,39 @@ def arguments_of(arguments):
     parser.add_argument(
         "--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="notebooks at a time, at most one per core"
+    )
     parser.add_argument("--out", type=Path, default=STAGE / "notebooks")
     return parser.parse_args(arguments)
+
+
+def run_and_note(path: Path, shared: dict, named: dict, options, share: tuple) -> bool:
+    """Run a notebook, write into the report what came of it, and print a line; whether it ran well."""
+    folder = options.out.parent if options.out.name == "notebooks" else options.out
+    report, (jobs, threads) = folder / "runs.json", share
+    try:
+        if not path.exists():
+            raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
+        note(report, path.stem, None)
+        made = made_from(path, shared | named) | {"at_a_time": jobs}
+        # a notebook asked for by name must know every -p; else each takes those it knows
+        strict = named if options.notebooks else {}
+        values = values_for(path, shared) | values_for(path, named) | strict
+        run = run_one(path, values, options.out, options.limit or None, threads)
+    except NotebookError as error:
+        note(report, path.stem, None)
+        say(f"FAILED {error}", sys.stderr)
+        return False
+    note(report, path.stem, run | made)
+    say(f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB", sys.stdout)
+    return True
 
 
 def main(arguments=None) -> int:
     options = arguments_of(arguments)
     named = {name: yaml.safe_load(value) for name, value in options.p}
-    by_name = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in options.notebooks]
-    folder = options.out.parent if options.out.name == "notebooks" else options.out
-    report = folder / "runs.json"
+    paths = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in options.notebooks]
     try:
         shared = read_parameters(options.params)
         known_anywhere([*shared, *named])
@@ -301,30 +323,16 @@ def main(arguments=None) -> int:
         return 1
     if options.out.resolve() == STAGE / "notebooks":
         retire_site()
-    paths = by_name or sorted(NOTEBOOKS.glob("*.ipynb"))
-    jobs, threads = shares(options.jobs, len(paths))
+    paths = paths or sorted(NOTEBOOKS.glob("*.ipynb"))
+    share = shares(options.jobs, len(paths))
+    if share[0] > 1 and not options.notebooks:
+        paths.reverse()  # later pages take longer: the short first ones fill the end
 
-    def run_and_note(path) -> bool:
-        try:
-            if not path.exists():
-                raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
-            # a notebook asked for by name must know every -p; else each takes those it knows
-            strict = named if by_name else {}
-            values = values_for(path, shared) | values_for(path, named) | strict
-            note(report, path.stem, None)
-            made = made_from(path, shared | named) | {"at_a_time": jobs}
-            run = run_one(path, values, options.out, options.limit or None, threads)
-            note(report, path.stem, run | made)
-            text = f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB"
-            say(text, sys.stdout)
-        except NotebookError as error:
-            note(report, path.stem, None)
-            say(f"FAILED {error}", sys.stderr)
-            return False
-        return True
+    def run(path):
+        return run_and_note(path, shared, named, options, share)
 
-    with ThreadPoolExecutor(jobs) as pool:  # what has not begun is left out after Ctrl-C
-        return 0 if all(list(pool.map(run_and_note, paths))) else 1
+    with ThreadPoolExecutor(share[0]) as pool:  # what has not begun is left out after Ctrl-C
+        return 0 if all(list(pool.map(run, paths))) else 1
 
 
 if __name__ == "__main__":
