@@ -4,13 +4,14 @@
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
+# JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
 PYTHON ?= python3
 PARAMS ?= notebooks/params/quick.yaml
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP_EXTRA ?=
-JOBS ?= 2
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
@@ -20,8 +21,9 @@ export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) $(TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[book,test,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_EXTRA) $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[book,test,dev]"
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 
 notebooks: $(VENV)/ready
