@@ -4,8 +4,10 @@
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
+# JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
 PYTHON ?= python3
 PARAMS ?= notebooks/params/quick.yaml
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
@@ -19,12 +21,13 @@ export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) $(TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[book,test,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_EXTRA) $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[book,test,dev]"
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 
 notebooks: $(VENV)/ready
-	$(BIN)/python tools/run_notebooks.py --params $(PARAMS)
+	$(BIN)/python tools/run_notebooks.py --jobs $(JOBS) --params $(PARAMS)
 
 site: $(VENV)/ready
 	$(BIN)/python tools/build_book.py
@@ -34,7 +37,7 @@ book: notebooks
 	$(MAKE) site
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not site" tests brainlib
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not site" tests brainlib
 
 lab: $(VENV)/ready
 	$(BIN)/python -m jupyterlab notebooks

@@ -118,7 +118,11 @@ def simulated(tmp_path):
 
 @pytest.fixture(scope="session")
 def fireside_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("fireside")
+    """One folder for all processes of pytest-xdist, so that a subject is built once; fireside's own lock sees to that."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "fireside"
+    root.mkdir(exist_ok=True)
+    return root
 
 
 @pytest.fixture(scope="session")

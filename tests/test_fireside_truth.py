@@ -12,6 +12,8 @@ import fireside
 from brainlib import datasets, encoding, lowlevel, timing
 from fireside import levels
 
+pytestmark = pytest.mark.xdist_group("fireside")  # features of all stories take half a minute
+
 
 @pytest.fixture(scope="module")
 def bounds(ds):

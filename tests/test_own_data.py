@@ -14,7 +14,6 @@ from brainlib import datasets
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {"subjects": ["S1"], "n_train": 5, "n_tuning_stories": 3, "epochs": 1}
-SMALL |= {"speech_model": "wavlm-pico"}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,12 @@ def test_a_story_without_textgrid_has_sound_and_no_words(folder):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_on_own_data_and_leaves_out_what_it_cannot_do(path, folder, tmp_path):
+def test_a_notebook_runs_on_own_data_and_leaves_out_what_it_cannot_do(
+    path, folder, model_folder, tmp_path
+):
     profile = yaml.safe_load((ROOT / f"notebooks/params/quick/{path.stem}.yaml").read_text())
-    own = {k: v for k, v in SMALL.items() if k in profile}
+    small = SMALL | {"speech_model": model_folder}
+    own = {k: v for k, v in small.items() if k in profile}
     values = profile | own | {"dataset": str(folder), "out": str(tmp_path / "numbers")}
     run_notebooks.run_one(path, values, tmp_path / "out")
     cells = nbformat.read(tmp_path / "out" / path.name, 4).cells

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -253,6 +254,31 @@ def test_a_parameter_reaches_the_notebooks_that_know_it(tmp_path, monkeypatch):
     assert (
         calls == [("01_a", {"x": 3, "y": -5})] and len(both) == 2
     )  # asked for by name: it must know the parameter
+
+
+def test_two_notebooks_run_at_once_share_the_threads_and_are_both_noted(tmp_path, monkeypatch):
+    both, threads = threading.Barrier(2, timeout=60), []
+    for name in ("01_a", "02_b"):
+        make(tmp_path, "1", name=f"{name}.ipynb")
+
+    def run_one(path, values, out, limit, n_threads):
+        both.wait()  # breaks if the other one does not run
+        threads.append(n_threads)
+        if path.stem == "02_b":
+            raise NotebookError("02_b: no")
+        return {"seconds": 1, "peak_mb": 1}
+
+    monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(run_notebooks, "run_one", run_one)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    options = ["01_a", "02_b", "--params", os.devnull, "--out", str(tmp_path), "--jobs", "9"]
+    assert run_notebooks.main(options) == 1 and threads == [1, 1]
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    assert list(runs) == ["01_a"] and runs["01_a"]["at_a_time"] == 2
+    assert "up to 2 at a time" in build_book.status_table(runs)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert run_notebooks.shares(9, 2) == (1, None)
 
 
 def test_a_notebook_s_own_value_goes_before_the_shared_one_and_a_given_one_before_both(tmp_path):

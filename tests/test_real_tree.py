@@ -11,7 +11,6 @@ from lebel_tree import make_tree, manifest_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {  # what makes lebel.yaml small; a parameter that is not named here keeps its value
-    "speech_model": "wavlm-pico",
     "layer": None,
     "window": 10.0,
     "hop": 8.0,
@@ -33,17 +32,20 @@ def mirror(tmp_path_factory):
 
 @pytest.mark.parametrize("subject", ["UTS03", "UTS09"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_on_a_tree_like_the_real_one(path, subject, mirror, tmp_path, monkeypatch):
+def test_a_notebook_runs_on_a_tree_like_the_real_one(
+    path, subject, mirror, model_folder, tmp_path, monkeypatch
+):
     here = tmp_path / "lebel2023"
     here.mkdir()
     shutil.copy(mirror.parent / "manifest.csv", here)  # in the place of the real one's
     for name, value in (("CACHE", tmp_path / "cache"), ("LEBEL", here), ("MIRROR", mirror)):
         monkeypatch.setenv(f"BRAINLIB_{name}", str(value))
     shared = yaml.safe_load((ROOT / "notebooks/params/lebel.yaml").read_text())
-    assert set(SMALL) <= set(shared)
+    small = SMALL | {"speech_model": model_folder}
+    assert set(small) <= set(shared)
     group = [subject, "UTS09" if subject == "UTS03" else "UTS03"]  # what notebook 4 is about
     subjects = group if path.stem == "04_cross_subject" else [subject]
-    parameters = shared | SMALL | {"subjects": subjects}
+    parameters = shared | small | {"subjects": subjects}
     assert parameters["dataset"] == "lebel2023"
     own = run_notebooks.parameters(path)
     run_notebooks.run_one(path, {k: v for k, v in parameters.items() if k in own}, tmp_path / "out")

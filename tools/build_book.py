@@ -295,7 +295,10 @@ def status_table(runs: dict) -> str:
         [name, f"{run['seconds']:.0f}", f"{run['peak_mb'] / 1000:.2f}"]
         for name, run in sorted(runs.items())
     ]
-    return "\n" + markdown_table(["notebook", "seconds", "peak memory (GB)"], rows) + "\n"
+    at_a_time = max((run.get("at_a_time", 1) for run in runs.values()), default=1)
+    how = "one after the other" if at_a_time == 1 else f"up to {at_a_time} at a time"
+    table = markdown_table(["notebook", "seconds", "peak memory (GB)"], rows)
+    return f"\nThey ran {how}.\n\n{table}\n"
 
 
 # ------------------------------------------------------------------ assertions on the site

@@ -3,6 +3,8 @@
     python tools/run_notebooks.py                                 # all, with notebooks/params/quick.yaml
     python tools/run_notebooks.py 02_ridge_encoding -p subjects '[SIM02]' --out runs/sim02
 
+    python tools/run_notebooks.py --jobs 2                        # two at a time, which share the threads
+
 papermill alone forgives a misspelt parameter, a notebook that leaves by `sys.exit`, and more. Here each of these fails,
 with one line that says which notebook and why. Seconds, peak memory, parameters and hashes of what each ran go to
 `<out>/runs.json` as soon as it is done, so that tools/build_book.py can refuse pages that do not belong together.
@@ -18,7 +20,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -31,6 +35,7 @@ NOTEBOOKS = ROOT / "notebooks"
 STAGE = ROOT / "_build" / "stage"
 SITE = ROOT / "_build" / "html"
 CELL_LIMIT_S = 1200
+LOCK = threading.Lock()  # of the report and of what is printed
 
 
 class NotebookError(Exception):
@@ -146,7 +151,13 @@ QUIET = {
 }
 
 
-def run_one(path: Path, values: dict, out: Path, limit: int | None = CELL_LIMIT_S) -> dict:
+def run_one(
+    path: Path,
+    values: dict,
+    out: Path,
+    limit: int | None = CELL_LIMIT_S,
+    threads: int | None = None,
+) -> dict:
     """Execute one notebook with these parameters into `out`; seconds and peak memory of its kernel."""
     defaults = parameters(path)
     unknown = sorted(set(values) - set(defaults))
@@ -157,6 +168,9 @@ def run_one(path: Path, values: dict, out: Path, limit: int | None = CELL_LIMIT_
     check_source(path)
     target = out.resolve() / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | QUIET
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", EXECUTE],
@@ -164,7 +178,7 @@ def run_one(path: Path, values: dict, out: Path, limit: int | None = CELL_LIMIT_
         capture_output=True,
         text=True,
         cwd=target.parent,
-        env=os.environ | QUIET,
+        env=environment,
     )
     seconds = time.perf_counter() - start
     if target.exists():
@@ -217,13 +231,28 @@ def made_from(path: Path, asked: dict) -> dict:
 
 def note(report: Path, name: str, run: dict | None):
     """Write what a notebook's run was into the report, whole or not at all; None takes it out."""
-    try:
-        runs = read_json(report, "runs of notebooks") if report.exists() else {}
-    except ValueError:
-        runs = {}  # broken: what it held has to be run again
-    runs.pop(name, None)
-    with atomic(report) as part:
-        part.write_text(json.dumps(runs | ({name: run} if run else {}), indent=1))
+    with LOCK:
+        try:
+            runs = read_json(report, "runs of notebooks") if report.exists() else {}
+        except ValueError:
+            runs = {}  # broken: what it held has to be run again
+        runs.pop(name, None)
+        with atomic(report) as part:
+            part.write_text(json.dumps(runs | ({name: run} if run else {}), indent=1))
+
+
+def say(line: str, to):
+    """Print a line, whole, whatever other notebooks have to say."""
+    with LOCK:
+        print(line, file=to, flush=True)
+
+
+def shares(wanted: int, n_notebooks: int) -> tuple:
+    """How many notebooks at a time, at most one per core; and the threads of each, None for as many as it likes."""
+    cores = os.cpu_count() or 1
+    jobs = max(1, min(wanted, n_notebooks, cores))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
+    return jobs, max(1, threads // jobs) if jobs > 1 else None
 
 
 def retire_site():
@@ -253,17 +282,39 @@ def arguments_of(arguments):
     parser.add_argument(
         "--limit", type=int, default=CELL_LIMIT_S, help="seconds a cell may take; 0 for any time"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="notebooks at a time, at most one per core"
+    )
     parser.add_argument("--out", type=Path, default=STAGE / "notebooks")
     return parser.parse_args(arguments)
+
+
+def run_and_note(path: Path, shared: dict, named: dict, options, share: tuple) -> bool:
+    """Run a notebook, write into the report what came of it, and print a line; whether it ran well."""
+    folder = options.out.parent if options.out.name == "notebooks" else options.out
+    report, (jobs, threads) = folder / "runs.json", share
+    try:
+        if not path.exists():
+            raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
+        note(report, path.stem, None)
+        made = made_from(path, shared | named) | {"at_a_time": jobs}
+        # a notebook asked for by name must know every -p; else each takes those it knows
+        strict = named if options.notebooks else {}
+        values = values_for(path, shared) | values_for(path, named) | strict
+        run = run_one(path, values, options.out, options.limit or None, threads)
+    except NotebookError as error:
+        note(report, path.stem, None)
+        say(f"FAILED {error}", sys.stderr)
+        return False
+    note(report, path.stem, run | made)
+    say(f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB", sys.stdout)
+    return True
 
 
 def main(arguments=None) -> int:
     options = arguments_of(arguments)
     named = {name: yaml.safe_load(value) for name, value in options.p}
-    by_name = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in options.notebooks]
-    folder = options.out.parent if options.out.name == "notebooks" else options.out
-    report = folder / "runs.json"
-    failures = []
+    paths = [NOTEBOOKS / f"{Path(n).stem}.ipynb" for n in options.notebooks]
     try:
         shared = read_parameters(options.params)
         known_anywhere([*shared, *named])
@@ -272,23 +323,16 @@ def main(arguments=None) -> int:
         return 1
     if options.out.resolve() == STAGE / "notebooks":
         retire_site()
-    for path in by_name or sorted(NOTEBOOKS.glob("*.ipynb")):
-        try:
-            if not path.exists():
-                raise NotebookError(f"{path.name}: no such notebook in {NOTEBOOKS}")
-            # a notebook asked for by name must know every -p; else each takes those it knows
-            strict = named if by_name else {}
-            values = values_for(path, shared) | values_for(path, named) | strict
-            note(report, path.stem, None)
-            made = made_from(path, shared | named)
-            run = run_one(path, values, options.out, options.limit or None)
-            note(report, path.stem, run | made)
-            print(f"{path.stem}: {run['seconds']} s, peak memory {run['peak_mb']} MB", flush=True)
-        except NotebookError as error:
-            failures.append(path.stem)
-            note(report, path.stem, None)
-            print(f"FAILED {error}", file=sys.stderr, flush=True)
-    return 1 if failures else 0
+    paths = paths or sorted(NOTEBOOKS.glob("*.ipynb"))
+    share = shares(options.jobs, len(paths))
+    if share[0] > 1 and not options.notebooks:
+        paths.reverse()  # later pages take longer: the short first ones fill the end
+
+    def run(path):
+        return run_and_note(path, shared, named, options, share)
+
+    with ThreadPoolExecutor(share[0]) as pool:  # what has not begun is left out after Ctrl-C
+        return 0 if all(list(pool.map(run, paths))) else 1
 
 
 if __name__ == "__main__":
