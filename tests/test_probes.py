@@ -113,7 +113,10 @@ def test_what_low_level_features_explain_is_not_counted_twice():
 def test_rows_that_are_never_tested_have_no_prediction():
     X = normal(40, 3)
     predicted = probes.held_out(X, X, [(np.arange(30), np.arange(30, 35))], groups=np.arange(40))
-    assert np.isfinite(predicted[30:35]).all() and np.isnan(np.delete(predicted, range(30, 35), 0)).all()
+    assert (
+        np.isfinite(predicted[30:35]).all()
+        and np.isnan(np.delete(predicted, range(30, 35), 0)).all()
+    )
 
 
 # ------------------------------------------------------------------ scores
