@@ -14,7 +14,7 @@ from brainlib import datasets
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {"subjects": ["S1"], "n_train": 5, "n_tuning_stories": 3, "epochs": 1}
-SMALL |= {"speech_model": "wavlm-pico"}
+SMALL |= {"speech_model": "wavlm-pico", "n_voices": 1}
 
 
 @pytest.fixture(scope="module")
