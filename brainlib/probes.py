@@ -114,7 +114,7 @@ class LinearProbe(RegressorMixin, BaseEstimator):
     in its place a search of penalties for every layer and model would take hours.
     """
 
-    def __init__(self, alphas=ALPHAS, *, n_folds=4):
+    def __init__(self, alphas=ALPHAS, *, n_folds=3):
         self.alphas = alphas
         self.n_folds = n_folds
 
@@ -185,11 +185,17 @@ def held_out(X, Y, splits, *, groups) -> np.ndarray:
 
 
 def residual_targets(X, Y, splits, *, groups) -> list:
-    """Targets less what a probe of X, fitted on the training rows of each split, predicts of them: a list for `held_out`."""
+    """Targets less what a probe of X, fitted on the training rows of each split, predicts of them: a list for `held_out`.
+
+    Only training rows hold residuals. The others hold their mean, so that `held_out` adds no constant: the predictions of
+    the residuals are to be added to those of X, which have one.
+    """
     groups, residuals = np.asarray(groups), []
     for train, _ in splits:
         probe = LinearProbe().fit(X[train], Y[train], groups[train])
-        residuals.append(Y - probe.predict(X))
+        rest = Y[train] - probe.predict(X[train])
+        residuals.append(np.tile(rest.mean(0), (len(Y), 1)))
+        residuals[-1][train] = rest
     return residuals
 
 

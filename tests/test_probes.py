@@ -105,9 +105,21 @@ def test_what_low_level_features_explain_is_not_counted_twice():
     low, own = normal(200, 3), normal(200, 3, seed=1)
     Y = low @ normal(3, 2, seed=2) + own @ normal(3, 2, seed=3)
     split = probes.folds(groups)
+    base = probes.held_out(low, Y, split, groups=groups)
     rest = probes.residual_targets(low, Y, split, groups=groups)
-    assert np.mean(probes.r2_rows(rest[0], probes.held_out(low, rest, split, groups=groups))) < 0.05
-    assert np.mean(probes.r2_rows(rest[0], probes.held_out(own, rest, split, groups=groups))) > 0.9
+    nothing = base + probes.held_out(low, rest, split, groups=groups)
+    whole = base + probes.held_out(own, rest, split, groups=groups)
+    assert np.mean(probes.r2_rows(Y, nothing)) < np.mean(probes.r2_rows(Y, base)) + 0.02 < 0.8
+    assert np.mean(probes.r2_rows(Y, whole)) > 0.97
+
+
+def test_states_that_know_nothing_add_nothing_to_the_form():
+    words, Y = np.arange(90), normal(90, 4)
+    split = probes.folds(words)
+    base = probes.held_out(normal(90, 3, seed=1), Y, split, groups=words)
+    rest = probes.residual_targets(normal(90, 3, seed=1), Y, split, groups=words)
+    more = base + probes.held_out(np.zeros((90, 2)), rest, split, groups=words)
+    np.testing.assert_allclose(more, base, atol=1e-5)
 
 
 def test_rows_that_are_never_tested_have_no_prediction():
