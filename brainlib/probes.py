@@ -118,7 +118,7 @@ class LinearProbe(RegressorMixin, BaseEstimator):
         self.alphas = alphas
         self.n_folds = n_folds
 
-    def fit(self, X, Y, groups=None):
+    def fit(self, X, Y, *, groups=None):
         """Fit on rows.
 
         Parameters
@@ -178,7 +178,7 @@ def held_out(X, Y, splits, *, groups) -> np.ndarray:
     targets = Y if isinstance(Y, list) else [Y] * len(splits)
     predictions = np.full(np.shape(targets[0]), np.nan)
     for (train, test), target in zip(splits, targets, strict=True):
-        probe = LinearProbe().fit(X[train], target[train], groups[train])
+        probe = LinearProbe().fit(X[train], target[train], groups=groups[train])
         centre = target.mean(0) - target[train].mean(0)
         predictions[test] = probe.predict(X[test]) + centre
     return predictions
@@ -192,7 +192,7 @@ def residual_targets(X, Y, splits, *, groups) -> list:
     """
     groups, residuals = np.asarray(groups), []
     for train, _ in splits:
-        probe = LinearProbe().fit(X[train], Y[train], groups[train])
+        probe = LinearProbe().fit(X[train], Y[train], groups=groups[train])
         rest = Y[train] - probe.predict(X[train])
         residuals.append(np.tile(rest.mean(0), (len(Y), 1)))
         residuals[-1][train] = rest

@@ -57,12 +57,12 @@ def test_crossed_folds_hold_out_stories_and_word_types_at_once():
 def test_a_probe_finds_the_weights_of_clean_targets_and_keeps_its_rows_apart():
     X, W = normal(120, 6), normal(6, 3, seed=1)
     groups = np.arange(120) // 6
-    probe = probes.LinearProbe().fit(X[:100], X[:100] @ W, groups[:100])
+    probe = probes.LinearProbe().fit(X[:100], X[:100] @ W, groups=groups[:100])
     assert np.mean(probes.r2_rows(X[100:] @ W, probe.predict(X[100:]))) > 0.99
     with pytest.raises(ValueError, match="1 group; expected two"):
-        probes.LinearProbe().fit(X, X @ W, np.zeros(120))
+        probes.LinearProbe().fit(X, X @ W, groups=np.zeros(120))
     with pytest.raises(ValueError, match="expected a row for each word"):
-        probes.LinearProbe().fit(X, (X @ W)[:50], groups)
+        probes.LinearProbe().fit(X, (X @ W)[:50], groups=groups)
 
 
 def test_a_model_whose_features_are_the_targets_reaches_the_top():

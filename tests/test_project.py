@@ -515,6 +515,8 @@ POSITIONAL = {  # beyond two: the field's order of arguments, or another library
     "features_at_trs": 3,  # encoder, story, layers
     "residualize": 3,  # features, nuisance, fit on
     "partition": 3,  # features, nuisance, responses
+    "held_out": 3,  # X, Y, splits
+    "residual_targets": 3,
     "bootstrap_blocks": 3,  # y, predictions, statistic
     "to_fsaverage5": 3,  # ds, subject, values
     "plot_cortex": 3,
