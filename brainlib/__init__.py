@@ -30,6 +30,7 @@ __all__ = [
     "saving",
     "tuning",
     "ablation",
+    "probes",
     "results",
 ]
 

@@ -14,6 +14,7 @@ from brainlib import datasets
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {"subjects": ["S1"], "n_train": 5, "n_tuning_stories": 3, "epochs": 1}
+SMALL |= {"n_voices": 1}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ SMALL = {  # what makes lebel.yaml small; a parameter that is not named here kee
     "hop": 8.0,
     "voxel_step": 2,
     "n_train": 5,
+    "n_voices": 1,
     "n_tuning_stories": 3,
     "epochs": 1,
 }
