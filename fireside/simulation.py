@@ -369,7 +369,7 @@ def level_parts(subject: str, voxels) -> dict[str, dict[str, np.ndarray]]:
 
 
 def without_levels(
-    subject: str, voxels, levels, stories, *, noise_free: bool = False, noise: str = "clean"
+    subject: str, voxels, *, levels, stories, noise_free: bool = False, noise: str = "clean"
 ) -> dict[str, np.ndarray]:
     """Responses as they would be if some levels did not drive the voxels, and all else, noise and scale too, were the same.
 

@@ -213,7 +213,7 @@ def test_with_no_level_switched_off_the_responses_are_those_of_the_data_set(ds):
 def test_a_level_that_is_switched_off_is_missing_and_nothing_else(ds):
     voxels, story = np.arange(0, len(ds.truth("SIM01")), 50), ds.split["train"][0]
     at, low = voxels * ds.voxel_step, ["acoustic", "phonetic"]
-    less = fireside.without_levels("SIM01", at, low, [story])[story]
+    less = fireside.without_levels("SIM01", at, levels=low, stories=[story])[story]
     parts = fireside.level_parts("SIM01", at)
     missing = parts["acoustic"][story] + parts["phonetic"][story]
     gone = ds.responses("SIM01", story, voxels=voxels) - less
@@ -226,6 +226,6 @@ def test_a_level_that_is_switched_off_is_missing_and_nothing_else(ds):
 
 def test_levels_cannot_be_switched_off_in_a_repeated_story_or_by_a_name_that_is_none(ds):
     with pytest.raises(ValueError, match="repeated"):
-        fireside.without_levels("SIM01", [0], ["meaning"], ds.split["test"])
+        fireside.without_levels("SIM01", [0], levels=["meaning"], stories=ds.split["test"])
     with pytest.raises(KeyError, match="syntax"):
-        fireside.without_levels("SIM01", [0], ["syntax"], ds.split["train"][:1])
+        fireside.without_levels("SIM01", [0], levels=["syntax"], stories=ds.split["train"][:1])
