@@ -37,7 +37,7 @@ book: notebooks
 	$(MAKE) site
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not site" tests brainlib
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not site" tests brainlib
 
 lab: $(VENV)/ready
 	$(BIN)/python -m jupyterlab notebooks

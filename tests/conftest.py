@@ -61,6 +61,23 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: seconds each; leave them out by -m 'not slow'")
 
 
+TOGETHER = ("test_fireside", "test_workflow")  # the files whose names begin so
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of `pytest -n 2`: fireside's tests in one process, which computes its features once; these and the workflow's first,
+    as they take longest; then every other test by itself."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split("::")[0]).name
+            return next((name for name in TOGETHER if file.startswith(name)), nodeid)
+
+    return Scheduling(config, log)
+
+
 def write_responses(path, data, repeats=None, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:

@@ -12,7 +12,6 @@ import fireside
 from brainlib import cortex, datasets, encoding, lowlevel
 from fireside import simulation
 
-pytestmark = pytest.mark.xdist_group("fireside")  # features of all stories take half a minute
 STORIES = sorted((simulation.ASSETS / "stories").glob("*.txt"))
 
 

@@ -12,8 +12,6 @@ import fireside
 from brainlib import datasets, encoding, lowlevel, timing
 from fireside import levels
 
-pytestmark = pytest.mark.xdist_group("fireside")  # features of all stories take half a minute
-
 
 @pytest.fixture(scope="module")
 def bounds(ds):
