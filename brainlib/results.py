@@ -113,14 +113,13 @@ def _read(path: Path) -> dict:
 
 def matches(path: str | Path, *, dataset=None, **about) -> bool:
     """Whether a precomputed result is of this data set and of these settings; else its numbers say nothing about them."""
-    result = load_results(path).iloc[0]
-    expected = {f"dataset.{k}": v for k, v in _data(dataset).items()}
-    expected |= {f"about.{k}": v for k, v in _plain(about).items()}
-    for name, value in expected.items():
-        recorded = result.get(name)
-        if recorded != value and not (value is None and pd.isna(recorded)):
-            return False
-    return True
+    entry = _read(Path(path))
+    expected = {"dataset": _data(dataset), "about": _plain(about)}
+    return all(
+        entry[part].get(name) == value
+        for part, values in expected.items()
+        for name, value in values.items()
+    )
 
 
 def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False, **about) -> dict:

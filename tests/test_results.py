@@ -267,7 +267,7 @@ def test_a_precomputed_result_is_read_and_a_stale_one_is_computed_anew(tmp_path)
         calls.append(1)
         return {"r": np.array([0.5, np.nan]), "n": len(calls)}
 
-    about = {"model": "abc", "layers": [1, 2]}
+    about = {"model": "abc", "layers": [1, 2], "windows": {"window": 10.0, "hop": 8.0}}
     first = results.precomputed(path, compute, write=True, **about)
     assert first == {"r": [0.5, None], "n": 1}
     assert results.precomputed(path, compute, **about) == first
