@@ -199,8 +199,8 @@ CPU_SIZED = {
     "window": 10.0,
     "hop": 8.0,
     "layer": None,
-    "epochs": 3,
-    "n_tuning_stories": 8,
+    "epochs": 2,
+    "n_tuning_stories": 6,
     "tuning_voxel_step": 4,
 }
 
