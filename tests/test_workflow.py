@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,10 @@ def counts(text):
     """Jobs by rule, from the table of a dry run."""
     table = text.split("Job stats:")[1].split("total")[0]
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
+
+
+def cpu_of_children():
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def write_grid(folder, each, **settings):
@@ -103,9 +108,9 @@ def test_only_the_runs_that_changed_are_made_anew_and_the_old_files_are_listed(t
 def test_a_thousand_jobs_are_listed_in_seconds(tmp_path):
     each = {"seed": list(range(10)), "stories": list(range(1, 21)), "n_voxels": list(range(1, 6))}
     assert len(write_grid(tmp_path, each)) == 1000
-    start = time.perf_counter()
+    start = cpu_of_children()
     assert counts(call(tmp_path, "-n")) == {"tune": 1000, "zoo": 1}
-    assert time.perf_counter() - start < 60  # some 6 s alone
+    assert cpu_of_children() - start < 60  # some 6 s, whatever else runs
 
 
 def test_parsing_the_workflow_needs_no_torch():
