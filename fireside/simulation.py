@@ -384,7 +384,7 @@ def without_levels(
         Of one presentation, as all training stories are.
     noise_free : bool
         Of the responses without noise.
-    noise : {"clean", "noisy"}
+    noise : {"clean", "scanner", "null"}
         As `load` was given it.
 
     Returns
