@@ -111,9 +111,8 @@ def _read(path: Path) -> dict:
     return entry
 
 
-def matches(path: str | Path, *, dataset=None, **about) -> bool:
-    """Whether a precomputed result is of this data set and of these settings; else its numbers say nothing about them."""
-    entry = _read(Path(path))
+def _is_of(entry: dict, dataset, about: dict) -> bool:
+    """Whether a result is of this data set and of these settings; else its numbers say nothing about them."""
     expected = {"dataset": _data(dataset), "about": _plain(about)}
     return all(
         entry[part].get(name) == value
@@ -122,15 +121,15 @@ def matches(path: str | Path, *, dataset=None, **about) -> bool:
     )
 
 
-def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False, **about) -> dict:
+def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False, **about):
     """Numbers of a precomputed result where there is one of just these settings; else they are computed now.
 
     Parameters
     ----------
     path : path
         Of the result; it need not exist.
-    compute : callable
-        Gives the numbers, as for `record`.
+    compute : callable or None
+        Gives the numbers, as for `record`. None: compute nothing.
     dataset : Dataset, optional
     write : bool
         Whether numbers that are computed now are recorded under `path`.
@@ -139,12 +138,16 @@ def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False,
 
     Returns
     -------
-    numbers : dict
-        The same whether read or computed: lists and dicts, NaN as None.
+    numbers : dict or None
+        The same whether read or computed: lists and dicts, NaN as None. None if there are none and `compute` is None.
     """
     path = Path(path)
-    if path.exists() and matches(path, dataset=dataset, **about):
-        return _read(path)["numbers"]
+    if path.exists():
+        entry = _read(path)
+        if _is_of(entry, dataset, about):
+            return entry["numbers"]
+    if compute is None:
+        return None
     numbers = _plain(compute())
     if write:
         record(path, numbers, dataset=dataset, **about)
@@ -273,6 +276,47 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=again)
     encoder.name = f"{about['model']}+{name}"
     return encoder, about | entries[name]["provenance"]
+
+
+def load_models(runs: dict, folder: str | Path | None = None, *, model: str, recipe=None) -> tuple:
+    """Those tuned models of the zoo that are there.
+
+    Parameters
+    ----------
+    runs : dict of str
+        Name for the reader to name of the run.
+    folder : path, optional
+        As in `load_zoo`.
+    model : str
+        The base model that they must be tuned from, such as "whisper-tiny.en".
+    recipe : Recipe, optional
+        If given, they must share its window and hop: hidden states of other windows do not compare.
+
+    Returns
+    -------
+    encoders : dict of SpeechEncoder
+        By name, in the order of `runs`.
+    absent : dict of str
+        The other names, with the reason.
+    """
+    encoders, absent = {}, {}
+    for name, run in runs.items():
+        try:
+            encoder, about = load_tuned(run, folder)
+        except FileNotFoundError:
+            absent[name] = "not made, or not kept"
+            continue
+        except ValueError:
+            absent[name] = "stale"
+            continue
+        used = get_recipe(about["recipe"]).with_(**about["changes"])
+        if about["model"] != model:
+            absent[name] = f"tuned from {about['model']}"
+        elif recipe and (used.window, used.hop) != (recipe.window, recipe.hop):
+            absent[name] = "of other windows"
+        else:
+            encoders[name] = encoder
+    return encoders, absent
 
 
 @lru_cache

@@ -235,6 +235,23 @@ def test_an_adapter_that_is_not_the_one_saved_is_refused(tuned):
         results.load_tuned("one", folder)
 
 
+def test_models_that_are_there_are_loaded_and_the_others_named_with_the_reason(tuned):
+    folder, _ = tuned
+    about = {"base_fingerprint": encoder_fingerprint()}
+    (folder / "0.json").write_text(json.dumps(entry(**about)))
+    runs = {"own": "one", "another": "two"}
+    encoders, absent = results.load_models(runs, folder, model=MODEL)
+    assert list(encoders) == ["own"] and absent == {"another": "not made, or not kept"}
+    _, absent = results.load_models(runs, folder, model="hubert-base")
+    assert absent["own"] == f"tuned from {MODEL}"
+    other = get_recipe(entry(**about)["about"]["recipe"]).with_(window=9.0)
+    _, absent = results.load_models(runs, folder, model=MODEL, recipe=other)
+    assert absent["own"] == "of other windows"
+    (folder / "0.json").write_text(json.dumps(entry(**about, recipe_hash="old")))
+    _, absent = results.load_models(runs, folder, model=MODEL)
+    assert absent["own"] == "stale"
+
+
 def encoder_fingerprint():
     return SpeechEncoder.from_pretrained(MODEL, device="cpu").fingerprint()
 

@@ -127,14 +127,18 @@ def test_what_is_no_result_is_refused(tmp_path):
         results.load_results(tmp_path / "missing.json")
 
 
-def test_a_result_of_other_data_or_settings_does_not_match(tmp_path, ds):
+def test_a_result_of_other_data_or_settings_is_not_read(tmp_path, ds):
     results.record(tmp_path / "r.json", {"r": 0.5}, dataset=ds, recipe="abc", control=None)
-    assert results.matches(tmp_path / "r.json", dataset=ds, recipe="abc", control=None)
-    assert not results.matches(tmp_path / "r.json", dataset=ds, recipe="abd")
-    assert not results.matches(tmp_path / "r.json", dataset=ds, recipe="abc", seed=3)
+
+    def read(dataset=ds, **about):
+        return results.precomputed(tmp_path / "r.json", None, dataset=dataset, **about)
+
+    assert read(recipe="abc", control=None) == {"r": 0.5}
+    assert read(recipe="abd") is None
+    assert read(recipe="abc", seed=3) is None
     other = types.SimpleNamespace(
         name=ds.name,
         simulated=ds.simulated,
         description=dict(ds.description, SimulationVersion="0-old"),
     )
-    assert not results.matches(tmp_path / "r.json", dataset=other, recipe="abc")
+    assert read(other, recipe="abc") is None
