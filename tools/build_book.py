@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import claims
+import glossary
 import latex2mathml.converter
 import nbformat
 import yaml
@@ -90,7 +91,10 @@ def stage(stage_dir: Path, own: Path | None = None):
     values = measured() | {"RUNS": status_table(runs)}
     values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
     for path in (stage_dir / "book").glob("*.md"):
-        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
+        text = path.read_text()
+        if path.name != "glossary.md":
+            (text,) = glossary.link_terms([text])
+        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], text))
 
 
 def check_runs(runs: dict):
@@ -120,6 +124,9 @@ def stage_notebook(stage_dir: Path, page: str, runs: dict):
     check_outputs(path)
     notebook = read(path)
     prepare(notebook, runs[path.stem])
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell, text in zip(prose, glossary.link_terms([cell.source for cell in prose])):
+        cell.source = text
     nbformat.write(notebook, path)
 
 
