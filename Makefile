@@ -3,6 +3,7 @@
 # make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
 # make lint   ruff on code and notebooks
+# make site  the site alone, from notebooks that are run; OWN=folder sets numbers of a run of yours beside the book's
 # make clean  all that can be made again
 # JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
 PYTHON ?= python3
@@ -30,7 +31,7 @@ notebooks: $(VENV)/ready
 	$(BIN)/python tools/run_notebooks.py --jobs $(JOBS) --params $(PARAMS)
 
 site: $(VENV)/ready
-	$(BIN)/python tools/build_book.py
+	$(BIN)/python tools/build_book.py $(if $(OWN),--own $(OWN))
 	$(BIN)/python -m pytest tests/test_site.py -m site
 
 book: notebooks

@@ -1,6 +1,7 @@
 """Build the site from executed notebooks, and refuse a site that is not whole.
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
+    python tools/build_book.py --own runs/uts03/numbers  # beside a run of yours, on the page *Paper against book*
     python tools/build_book.py --sync    # write address, branch, set-up cell and the notebooks' own parameter files
 
 Staged: `_config.yml`, `_toc.yml`, `book/`, and the executed notebooks under the same relative paths, so that Colab links
@@ -18,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import claims
 import latex2mathml.converter
 import nbformat
 import yaml
@@ -65,8 +67,11 @@ def pages() -> list[str]:
 
 
 # ------------------------------------------------------------------ staging
-def stage(stage_dir: Path):
-    """Copy the prose, check the executed notebooks, hide injected parameters, say on each page what made it."""
+def stage(stage_dir: Path, own: Path | None = None):
+    """Copy the prose, check the executed notebooks, hide injected parameters, say on each page what made it.
+
+    `own` is the folder of numbers of a reader's run, which the page on the claims sets beside the book's.
+    """
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, stage_dir / name)
     shutil.rmtree(stage_dir / "book", ignore_errors=True)
@@ -83,6 +88,7 @@ def stage(stage_dir: Path):
         if page.startswith("notebooks/"):
             stage_notebook(stage_dir, page, runs)
     values = measured() | {"RUNS": status_table(runs)}
+    values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
     for path in (stage_dir / "book").glob("*.md"):
         path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
 
@@ -134,8 +140,8 @@ def prepare(notebook, run: dict):
             lines = cell.source.splitlines()
             cell.source = "\n".join(x for x in lines if not x.startswith(GENERATED))
     title, _, rest = notebook.cells[0].source.partition("\n")
-    values = run["parameters"].items()
-    listed = ", ".join(f"`{k}` {v}" for k, v in values if v not in ("", None)) or "defaults"
+    values = [(k, v) for k, v in run["parameters"].items() if v not in ("", None) and k != "out"]
+    listed = ", ".join(f"`{k}` {v}" for k, v in values) or "defaults"
     took = f"{run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory"
     note = f"*Made by `make book` in {took}; parameters: {listed}.*"
     if other:
@@ -478,12 +484,16 @@ def main(arguments=None) -> int:
         action="store_true",
         help="only write address, set-up cell and parameter files where they belong",
     )
-    if parser.parse_args(arguments).sync:
+    parser.add_argument(
+        "--own", type=Path, help="folder of numbers of a run of yours, for the page on the claims"
+    )
+    options = parser.parse_args(arguments)
+    if options.sync:
         sync()
         return 0
     retire_site()
     try:
-        stage(STAGE)
+        stage(STAGE, options.own)
         jupyter_book(STAGE)
         enlarge(STAGE / "_build" / "html")
         prerender_formulas(STAGE / "_build" / "html")
