@@ -2,6 +2,7 @@
 # make test   the tests (fast, offline, no GPU)
 # make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
+# make publish REMOTE=git@github.com:you/your-book.git   the site, tested, to the branch gh-pages of that repository
 # make lint   ruff on code and notebooks
 # make clean  all that can be made again
 # JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
@@ -12,10 +13,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP_EXTRA ?=
+PAGES ?= gh-pages
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
-.PHONY: book test lint clean notebooks site runs lab
+.PHONY: book test lint clean notebooks site runs lab publish no-remote
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml
@@ -35,6 +37,12 @@ site: $(VENV)/ready
 
 book: notebooks
 	$(MAKE) site
+
+publish: $(if $(REMOTE),site,no-remote)
+	$(BIN)/ghp-import --no-jekyll --no-history --force --push --remote $(REMOTE) --branch $(PAGES) --message "The book" _build/html
+
+no-remote:
+	$(error REMOTE is not set: make publish REMOTE=<address of a git repository>)
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not site" tests brainlib
