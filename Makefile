@@ -3,7 +3,7 @@
 # make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
 # make publish REMOTE=git@github.com:you/your-book.git   the site, tested, to the branch gh-pages of that repository
-# make lint   ruff on code and notebooks
+# make lint   ruff on code and notebooks, codespell on all that is written
 # make clean  all that can be made again
 # JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
 PYTHON ?= python3
@@ -56,6 +56,7 @@ runs: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 clean:
 	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache

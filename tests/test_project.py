@@ -633,6 +633,14 @@ def test_words_are_the_fields_words():
     assert not wrong, "\n".join(wrong)
 
 
+def test_nothing_is_misspelt():
+    """codespell, which knows common misspellings; words that it may find are listed in pyproject.toml."""
+    command = [sys.executable, "-m", "codespell_lib", "book", "notebooks", "brainlib", "fireside"]
+    command += ["tools", "tests", "workflow", *map(str, ROOT.glob("*.md"))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode and not done.stderr, done.stdout + done.stderr
+
+
 POSITIONAL = {  # beyond two: the field's order of arguments, or another library's signature
     "downsample": 3,  # x, times, tr_times
     "features_at_trs": 3,  # encoder, story, layers
