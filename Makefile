@@ -5,6 +5,7 @@
 # make publish REMOTE=git@github.com:you/your-book.git   the site, tested, to the branch gh-pages of that repository
 # make lint   ruff on code and notebooks, codespell on all that is written
 # make clean  all that can be made again
+# LOCKED=1 installs the versions of requirements.lock
 # JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
 PYTHON ?= python3
 PARAMS ?= notebooks/params/quick.yaml
@@ -13,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP_EXTRA ?=
+LOCKED ?=
 PAGES ?= gh-pages
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
@@ -24,7 +26,7 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile $(PIP_EXTRA) $(TORCH)
-	$(BIN)/python -m pip install --quiet --no-compile -e ".[book,test,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile $(if $(LOCKED),-c requirements.lock) -e ".[book,test,dev]"
 	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 

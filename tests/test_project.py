@@ -13,12 +13,14 @@ from pathlib import Path
 
 import address
 import build_book
+import lock
 import nbformat
 import polish
 import pytest
 import run_notebooks
 import yaml
 from conftest import ROOT
+from packaging.utils import canonicalize_name
 from run_notebooks import NotebookError
 
 import brainlib
@@ -531,6 +533,18 @@ def test_conda_and_pip_ask_for_the_same_packages():
         "-e .",
     }
     assert given == asked
+
+
+def test_the_lock_file_is_in_step_with_what_is_asked_for():
+    """`tools/lock.py` writes it, in the environment that make made."""
+    lines = [x for x in (ROOT / "requirements.lock").read_text().splitlines() if x[:1] != "#"]
+    locked = dict(line.split("==") for line in lines)
+    for requirement in lock.asked():
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"{name} is not in requirements.lock: run tools/lock.py"
+        assert requirement.specifier.contains(locked[name]), f"{requirement}: {locked[name]}"
+    assert not [name for name in locked if lock.GPU.match(name)]
+    assert f"TORCH := torch=={locked['torch']}\n" in (ROOT / "Makefile").read_text()
 
 
 # ------------------------------------------------------------------ the house
