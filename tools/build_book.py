@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import address
+import delays_view
 import nbformat
 import polish
 import yaml
@@ -71,6 +72,7 @@ def stage(stage_dir: Path):
         if page.startswith("notebooks/"):
             stage_notebook(stage_dir, page, runs)
     values = measured() | address.said() | {"RUNS": status_table(runs)}
+    values |= delays_view.values(stage_dir / "_static")
     for path in (stage_dir / "book").glob("*.md"):
         path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
 
