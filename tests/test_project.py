@@ -1,6 +1,7 @@
 """The project holds together: notebooks, runner, builder, address, requirements."""
 
 import ast
+import html
 import importlib
 import json
 import os
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import address
 import build_book
+import delays_view
 import lock
 import nbformat
+import numpy as np
 import polish
 import pytest
 import run_notebooks
@@ -386,6 +389,27 @@ def test_a_formula_is_drawn_by_the_page_itself():
     )
     assert "<math" in text and "&#x0003C;" in text and 'tabindex="0"' in text
     assert "\\[" not in text
+
+
+def test_the_sliders_of_the_primer_teach_what_its_text_says():
+    """Enough delays for the response give what more would; too few lose most of it; weights are those of the simulation."""
+    r = {peak: {n: delays_view.fit(peak, n)["r"] for n in delays_view.COUNTS} for peak in (3, 5, 9)}
+    assert r[5][1] < 0.2 < r[5][2] < 0.6 < r[5][4] and r[9][4] < 0.6 < r[9][8]
+    assert abs(r[5][8] - r[5][4]) < 0.03 and abs(r[3][8] - r[3][2]) < 0.03
+    true = delays_view.hrf(2.0 * np.arange(1, 9), 5)
+    np.testing.assert_allclose(delays_view.fit(5, 8)["weights"], true, atol=0.05)
+
+
+def test_every_state_of_the_sliders_is_drawn_and_described(tmp_path, monkeypatch):
+    monkeypatch.setattr(delays_view, "PEAKS", (5, 9))
+    monkeypatch.setattr(delays_view, "COUNTS", (1, 4))
+    values = delays_view.values(tmp_path)
+    states = json.loads(html.unescape(re.search('data-states="(.*?)"', values["DELAYS_VIEW"])[1]))
+    assert set(states) == {"5-1", "5-4", "9-1", "9-4"}
+    for key, state in states.items():
+        assert (tmp_path / state["src"].removeprefix("../_static/")).read_text().count("<svg") == 1
+        assert f"{state['r']:.2f}" in state["alt"] and "imulated" in state["said"]
+        assert values[f"DELAYS_{key.replace('-', '_')}"] == f"{state['r']:.2f}"
 
 
 def test_injected_parameters_are_hidden_and_the_run_is_told():
