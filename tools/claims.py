@@ -14,6 +14,7 @@ from pathlib import Path
 
 from brainlib.runtime import read_json
 
+ROOT = Path(__file__).resolve().parents[1]
 SAID = ("found", "control", "truth")  # of a claim, in a notebook's numbers
 
 
@@ -99,9 +100,10 @@ def rows(folder: Path, own: Path | None = None) -> list:
             cells[0] += f" ({found['data']})"
         else:
             cells[0] = "runs are missing"
-        link = f"[{number}.](../notebooks/{claim.notebook}.ipynb) {claim.text}"
+        there = (ROOT / "notebooks" / f"{claim.notebook}.ipynb").exists()
+        link = f"[{number}.](../notebooks/{claim.notebook}.ipynb)" if there else f"{number}."
         yours = f"{mine['found']} ({mine['data']})" if mine else ""
-        table.append([link, claim.papers, *cells, yours])
+        table.append([f"{link} {claim.text}", claim.papers, *cells, yours])
     return table
 
 
