@@ -9,7 +9,7 @@ import tomllib
 import types
 from pathlib import Path
 
-import build_book
+import address
 import pytest
 import torch
 import yaml
@@ -92,6 +92,9 @@ def test_torch_and_numpy_have_lower_bounds_alone():
 
 
 # ------------------------------------------------------------------ the cell
+SOURCE = "git+https://github.com/someone/a-book@v1"
+
+
 class Pip:
     """Stands for pip and what is installed: notes its call, and may break something."""
 
@@ -99,18 +102,25 @@ class Pip:
         self.call, self.versions, self.code, self.moved = None, dict(versions), code, moved or {}
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: self.versions.get(name))
         monkeypatch.setattr(importlib.metadata, "version", lambda name: self.versions[name])
-        monkeypatch.setattr(subprocess, "run", self.run)
+        monkeypatch.setattr(subprocess, "Popen", self.run)
+        url, branch = SOURCE.removeprefix("git+").split("@")
+        monkeypatch.setattr(address, "repository", lambda: (url, branch))
 
     def run(self, command, **options):
-        assert options["capture_output"]
+        assert options["stdout"] == subprocess.PIPE and options["stderr"] == subprocess.STDOUT
         assert command[:4] == [sys.executable, "-m", "pip", "install"]
         self.call = command, Path(command[command.index("-c") + 1]).read_text().splitlines()
         self.versions |= self.moved
-        return types.SimpleNamespace(
-            returncode=self.code,
-            stdout="...\nSuccessfully installed himalaya-0.4.11\n",
-            stderr="ERROR: no route to host",
-        )
+        return self
+
+    def __enter__(self):
+        lines = ["Collecting himalaya\n", "  Downloading x\n", "Successfully installed himalaya\n"]
+        self.stdout = lines if not self.code else ["ERROR: no route to host\n"]
+        self.returncode = self.code
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 COLAB = {"torch": "2.9.0+cu126", "numpy": "2.0.2", "torchvision": "0.24.0+cu126", "rich": "13.9.4"}
@@ -118,7 +128,7 @@ COLAB = {"torch": "2.9.0+cu126", "numpy": "2.0.2", "torchvision": "0.24.0+cu126"
 
 def run_cell(**parameters):
     names = {"__name__": "__main__", **parameters}
-    exec(build_book.setup_cell(), names)
+    exec(address.setup_cell(), names)
     return names
 
 
@@ -131,29 +141,39 @@ def test_the_cell_installs_once_beside_what_is_there(monkeypatch, capsys):
         "torch==2.9.0+cu126",
         "torchvision==0.24.0+cu126",
     ]
-    settings = build_book.config()["repository"]
-    assert f"brainlib @ git+{settings['url']}@{settings['branch']}" in command
+    assert f"brainlib @ {SOURCE}" in command
     assert not {"-U", "--upgrade", "torch", "--no-binary"} & set(command)
     said = capsys.readouterr().out
-    assert (
-        "Successfully installed himalaya-0.4.11\n" in said
-        and "GPU" in said
-        and " GB of memory" in said
-    )
+    assert f"Installing brainlib from {SOURCE}" in said and "torch==2.9.0+cu126" in said
+    assert "Collecting himalaya\nSuccessfully installed himalaya\n" in said
+    assert "GPU" in said and " GB of memory" in said
 
 
 def test_the_cell_does_nothing_where_brainlib_is(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("pip was called"))
     run_cell()
 
 
-@pytest.mark.parametrize(
-    "options", [{"code": 1}, {"moved": {"numpy": "2.4.0"}}, {"moved": {"torch": "2.13.0"}}]
-)
-def test_a_failed_install_or_a_moved_torch_stops_with_a_word(monkeypatch, options):
-    Pip(monkeypatch, COLAB, **options)
-    with pytest.raises(RuntimeError, match="no brainlib: .*no route to host.*2.9.0"):
+def test_without_an_address_the_cell_says_what_to_install(monkeypatch):
+    Pip(monkeypatch, COLAB)
+    monkeypatch.setattr(address, "repository", lambda: ("", "main"))
+    with pytest.raises(RuntimeError, match="names no address .* pip install the folder"):
         run_cell()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"code": 1}, "no route to host"),
+        ({"moved": {"numpy": "2.4.0"}}, "2.4.0"),
+        ({"moved": {"torch": "2.13.0"}}, "2.13.0"),
+    ],
+)
+def test_a_failed_install_or_a_moved_torch_stops_with_a_word(monkeypatch, options, message):
+    Pip(monkeypatch, COLAB, **options)
+    with pytest.raises(RuntimeError, match="no brainlib: ") as error:
+        run_cell()
+    assert message in str(error.value) and "'torch': '2.9.0+cu126'" in str(error.value)
 
 
 # ------------------------------------------------------------------ the hosted machine

@@ -11,8 +11,10 @@ import threading
 import tomllib
 from pathlib import Path
 
+import address
 import build_book
 import nbformat
+import polish
 import pytest
 import run_notebooks
 import yaml
@@ -64,12 +66,13 @@ def test_a_notebook_follows_the_skeleton(path):
     assert len(re.findall(r"^# ", text, re.M)) == 1
     assert not re.search(r"\{[a-z-]+\}`|^:::|^```\{", text, re.M)  # MyST, which Colab shows raw
     solutions = [c for c in code_cells(path) if c.source.startswith("# @title Solution")]
-    assert len(solutions) >= 2 and all("hide-cell" in c.metadata.tags for c in solutions)
+    assert len(solutions) >= 3 and all("hide-cell" in c.metadata.tags for c in solutions)
+    assert text.count("<summary>Answer</summary>") >= 3
 
 
 @each
 def test_cells_are_short_and_nothing_is_cut_on_the_page(path):
-    made = [c for c in code_cells(path) if c.source != build_book.setup_cell()]
+    made = [c for c in code_cells(path) if c.source != address.setup_cell()]
     folded = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
     visible = [c for c in made if not folded & set(c.metadata.get("tags", []))]
     lines = sizes(visible)
@@ -92,7 +95,7 @@ def test_cells_are_explained_and_their_figures_described(path):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 15, node.name
         if "plt.subplots" in cell.source or "plot_cortex" in cell.source:
-            assert 5 <= len(cell.metadata.mystnb.image.alt.split()) <= 60, cell.source[:80]
+            assert 5 <= len(cell.metadata.mystnb.image.alt.split()) <= 40, cell.source[:80]
 
 
 @each
@@ -130,15 +133,10 @@ def test_the_notebooks_own_parameter_files_are_in_step():
 
 @each
 def test_the_set_up_cell_is_the_generated_one_and_follows_the_parameters(path):
-    codes = [c.source for c in code_cells(path)]
-    assert codes[1] == build_book.setup_cell() and "find_spec" in codes[1]
-    settings = build_book.config()["repository"]
-    assert (
-        f"/blob/{settings['branch']}/notebooks/{path.name})"
-        in nbformat.read(path, 4).cells[0].source
-    )  # its badge: the same branch or tag
-    assert f"git+{settings['url']}@{settings['branch']}" in codes[1]
-    assert nbformat.read(path, 4).metadata.colab["name"] == path.name
+    cell = code_cells(path)[1]
+    assert cell.source == address.setup_cell() and "find_spec" in cell.source
+    assert cell.metadata.cellView == "form" and cell.source.startswith("# @title Set-up")
+    assert "hide-cell" in cell.metadata.tags
 
 
 def test_every_name_used_from_brainlib_is_in_the_api_page():
@@ -296,20 +294,25 @@ def test_a_cell_that_was_not_executed_fails(tmp_path):
 
 
 # ------------------------------------------------------------------ the builder
-PAGE = '<main><h1>Title</h1><div class="cell_output">1</div>{body}</main><a href="https://colab.research.google.com/github/{where}/blob/main/{page}.ipynb">'
+PAGE = '<main><h1>Title</h1><div class="cell_output">1</div>{body}</main><a href="{colab}">'
+PUBLIC = "https://github.com/someone/a-book"
 
 
 @pytest.fixture
-def site(tmp_path):
-    where = build_book.address()
+def public(monkeypatch):
+    """The settings with an address."""
+    settings = address.config()
+    settings["repository"] |= {"url": PUBLIC, "branch": "v1"}
+    monkeypatch.setattr(address, "config", lambda: settings)
+
+
+@pytest.fixture
+def site(tmp_path, public):
+    picture = '<img src="a.png" alt="a picture of a cortex">'
     for page in build_book.pages():
         path = tmp_path / f"{page}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            PAGE.format(
-                body='<img src="a.png" alt="a picture of a cortex">', where=where, page=page
-            )
-        )
+        path.write_text(PAGE.format(body=picture, colab=address.colab_link(page)))
     return tmp_path
 
 
@@ -332,7 +335,7 @@ def test_a_whole_site_passes(site):
             "Colab links",
         ),
         (
-            lambda p: p.write_text(p.read_text().replace("/blob/main", "/blob/master")),
+            lambda p: p.write_text(p.read_text().replace("/blob/v1", "/blob/v2")),
             "Colab links",
         ),
         (
@@ -349,15 +352,38 @@ def test_a_site_that_only_looks_built_fails(site, edit, message):
         build_book.check_site(site)
 
 
-def test_a_figure_becomes_a_link_to_itself_once(site):
-    page = site / "notebooks/02_ridge_encoding.html"
+def test_without_an_address_a_page_with_a_colab_link_fails(site, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(address, "config", lambda: {"repository": {"url": "", "branch": "main"}})
+    with pytest.raises(build_book.BookError, match="Colab links .*; expected none"):
+        build_book.check_site(site)
+
+
+def test_a_figure_becomes_a_link_to_itself_once():
     image = '<img alt="a cortex from two sides" src="../_images/abc.png" />'
-    page.write_text(image + '<img alt="logo" src="../_static/logo.svg" />')
-    build_book.enlarge(site)
-    build_book.enlarge(site)
-    text = page.read_text()
+    logo = '<img alt="logo" src="../_static/logo.svg" />'
+    text = polish.enlarge(polish.enlarge(image + logo))
     assert text.count('<a class="enlarge" href="../_images/abc.png"') == 1
-    assert image in text and text.endswith('<img alt="logo" src="../_static/logo.svg" />')
+    assert image in text and text.endswith(logo)
+
+
+def test_an_interactive_view_becomes_a_page_that_its_link_loads(tmp_path):
+    path = tmp_path / "02_a.html"
+    inner = "&lt;head&gt;&lt;title&gt;Nilearn - r (simulated)&lt;/title&gt;&lt;/head&gt;"
+    text = polish.views_on_demand(f'<p><iframe srcdoc="{inner}" width="640"></iframe></p>', path)
+    assert "<iframe" not in text and text.count('href="views/02_a-1.html"') == 1
+    assert "Turn it around: r (simulated)" in text
+    view = (tmp_path / "views/02_a-1.html").read_text()
+    assert view.startswith("<head><title>") and "margin:0" in view
+    assert polish.views_on_demand(text, path) == text
+
+
+def test_a_formula_is_drawn_by_the_page_itself():
+    text = polish.prerender_formulas(
+        '<div class="math notranslate nohighlight">\n\\[a &lt; b\\]</div>'
+    )
+    assert "<math" in text and "&#x0003C;" in text and 'tabindex="0"' in text
+    assert "\\[" not in text
 
 
 def test_injected_parameters_are_hidden_and_the_run_is_told():
@@ -392,16 +418,46 @@ def test_a_page_of_other_data_does_not_call_them_simulated():
 
 
 # ------------------------------------------------------------------ one address, one set of requirements
-def test_the_public_address_stands_in_one_place():
-    wanted = build_book.address()
-    found = {p.name: build_book.addresses(p.read_text()) for p in build_book.holders()}
-    assert {a for v in found.values() for a in v} == {wanted}
-    assert {p.name for p in NOTEBOOKS} <= {k for k, v in found.items() if v}
-    listed = subprocess.run(
-        ["git", "grep", "-l", wanted], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
-    allowed = {str(p.relative_to(ROOT)) for p in build_book.holders()} | {"_config.yml"}
-    assert set(listed) <= allowed
+def test_what_follows_from_the_public_address_is_in_step():
+    """`tools/build_book.py --sync` writes it; no other file names the address."""
+    for path in address.holders():
+        assert path.read_text() == address.renewed(path), f"{path.name}: build_book.py --sync"
+    if address.address():
+        command = ["git", "grep", "-l", address.address()]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+        allowed = {str(p.relative_to(ROOT)) for p in address.holders()} | {"_config.yml"}
+        assert set(listed) <= allowed
+
+
+def test_an_address_reaches_notebooks_and_readme_and_leaves_them_again(tmp_path, public):
+    link = "https://colab.research.google.com/github/someone/a-book/blob/v1/notebooks/{}"
+    for path in address.holders():
+        copy = tmp_path / path.name
+        copy.write_text(address.renewed(path))
+        assert address.renewed(copy) == copy.read_text()  # twice does no harm
+        if path.suffix == ".ipynb":
+            cells = nbformat.read(copy, 4).cells
+            assert cells[0].source.split("\n\n")[1].endswith(f"({link.format(path.name)})")
+            assert any(f'SOURCE = "git+{PUBLIC}@v1"' in cell.source for cell in cells)
+        else:
+            assert f"git clone {PUBLIC}\n" in copy.read_text()
+    assert address.settings_of_the_site()["launch_buttons"]
+
+
+def test_without_an_address_nothing_links_to_it_and_the_text_says_how_to_set_it(
+    tmp_path, monkeypatch
+):
+    settings = address.config()
+    settings["repository"]["url"] = ""
+    monkeypatch.setattr(address, "config", lambda: settings)
+    for path in address.holders():
+        copy = tmp_path / path.name
+        copy.write_text(path.read_text())
+        text = address.renewed(copy)
+        assert "colab.research" not in text and "git+http" not in text
+        assert path.suffix == ".ipynb" or "`repository.url`" in text
+    site = address.settings_of_the_site()
+    assert "repository" not in site and not site["html"]["use_repository_button"]
 
 
 def test_jupyter_book_is_held_below_2_wherever_it_is_named():

@@ -1,162 +1,269 @@
-"""The built site in a real browser: pages load, pictures show, nothing overflows a phone. Run by `make book`."""
+"""The built site in a real browser, as readers meet it: on a screen, on a phone, in the dark. Run by `make book`."""
 
 import functools
 import http.server
-import json
-import re
 import shutil
-import subprocess
 import threading
 
+import address as public
 import build_book
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
+from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.site
 SITE = ROOT / "_build" / "html"
-BROWSER = next(
-    (b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
+SCREEN = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+PAGES = build_book.pages()
+ALL_BUT_CONTRAST = {"rules": {"color-contrast": {"enabled": False}}}
+SCROLLERS = {"runOnly": ["scrollable-region-focusable"]}  # on a phone more scrolls than elsewhere
+NOTEBOOKS = [page for page in PAGES if page.startswith("notebooks/")]
 
-# A page that opens others in a frame of a given width and notes what a reader would see there.
-PROBE = """<!doctype html><body><script>
-const found = {};
-function inside(frame) {
-  const d = frame.contentDocument.documentElement, plot = frame.contentDocument.querySelector("#surface-plot");
+# what a reader sees of a page, with everything unfolded: what is folded must fit, too
+LOOK = r"""async () => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  all("details").forEach((fold) => (fold.open = true));
+  const pictures = all("main img");
+  pictures.forEach((picture) => (picture.loading = "eager"));
+  await Promise.all(pictures.map((picture) => picture.decode().catch(() => null)));
+  const width = document.documentElement.clientWidth;
+  const right = (element) => element.getBoundingClientRect().right;
+  const prose = all("main p, main li").map((element) => element.innerText).join(" ");
   return {
-    clipped: d.scrollWidth - d.clientWidth,
-    filled: plot ? plot.getBoundingClientRect().height / frame.clientHeight : 0,
-  };
-}
-async function look(page, width) {
-  const frame = document.createElement("iframe");
-  frame.width = width; frame.height = 900; frame.src = page;
-  document.body.append(frame);
-  await new Promise(done => frame.onload = done);
-  await new Promise(done => setTimeout(done, 600));
-  const d = frame.contentDocument;
-  d.querySelectorAll("details").forEach(e => e.open = true);  // what is folded must fit, too
-  await new Promise(done => setTimeout(done, 100));
-  const pictures = [...d.querySelectorAll("main img")];
-  found[page + "@" + width] = {
-    title: d.querySelector("h1") ? d.querySelector("h1").innerText : "",
+    title: document.querySelector("h1")?.innerText ?? "",
+    letters: document.querySelector("main").innerText.length,
     pictures: pictures.length,
-    broken: pictures.filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
-    wide: pictures.filter(i => i.getBoundingClientRect().width > width).length,
-    overflow: d.documentElement.scrollWidth - frame.clientWidth,
-    widest: [...d.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > width + 1)
-      .slice(0, 4).map(e => e.tagName + "." + e.className + " " + e.innerText.slice(0, 40)),
-    players: d.querySelectorAll("audio").length,
-    frames: [...d.querySelectorAll("main iframe")].map(inside),
-    cut: [...d.querySelectorAll("main pre")].filter(e => e.scrollWidth > e.clientWidth + 1)
-      .map(e => e.innerText.slice(0, 60)),
-    fixed: [...d.querySelectorAll("div.cell_output img")].filter(i => !i.closest("a.enlarge")).length,
-    type: Math.min(99, ...[...d.querySelectorAll("main td")].map(e => parseFloat(getComputedStyle(e).fontSize))),
-    text: d.querySelector("main").innerText.length,
-    formulas: d.querySelectorAll("main math").length,
-    raw: /\\\\[(\\[]/.test([...d.querySelectorAll("main p, main li")].map(e => e.innerText).join(" ")),
-    asked: frame.contentWindow.performance.getEntriesByType("resource").map(e => e.name)
-      .filter(name => !name.startsWith(location.origin) && !/^(data|blob|about):/.test(name)),
+    broken: pictures.filter((p) => !p.naturalWidth).map((p) => p.src),
+    fixed: all("div.cell_output img").filter((p) => !p.closest("a.enlarge")).length,
+    overflow: document.documentElement.scrollWidth - width,
+    widest: all("main *").filter((e) => right(e) > width + 1).slice(0, 4)
+      .map((e) => `${e.tagName}.${e.className} ${e.innerText?.slice(0, 40)}`),
+    cut: all("main pre").filter((e) => e.scrollWidth > e.clientWidth + 1)
+      .map((e) => e.innerText.slice(0, 60)),
+    type: Math.min(99, ...all("main td").map((e) => parseFloat(getComputedStyle(e).fontSize))),
+    players: all("audio").length,
+    formulas: all("main math").length,
+    tex: /\\[(\[]/.test(prose),
   };
-  frame.remove();
-}
-(async () => {
-  for (const page of PAGES) for (const width of [1280, 390]) await look(page, width);
-  const out = document.createElement("pre"); out.id = "found"; out.textContent = JSON.stringify(found);
-  document.body.replaceChildren(out);
-})();
-</script></body>"""
+}"""
+
+# the ground behind each figure, from 0 (black) to 1 (white): their axes are drawn in black
+GROUNDS = r"""() => [...document.querySelectorAll("main img")].map((picture) => {
+  for (let element = picture; element; element = element.parentElement) {
+    const [red, green, blue, alpha] = getComputedStyle(element).backgroundColor.match(/[\d.]+/g);
+    if (alpha !== "0") return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255;
+  }
+})"""
+
+
+# one element for each colour, ground and size of type on the page: what contrast depends on
+SAMPLE = r"""() => {
+  const kinds = new Set();
+  for (const element of document.querySelectorAll("body *")) {
+    element.removeAttribute("data-sample");
+    const texts = [...element.childNodes].filter((n) => n.nodeType === 3 && n.data.trim());
+    if (!texts.length || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    const kind = [style.color, style.fontSize, style.fontWeight, element.localName];
+    for (let around = element; around; around = around.parentElement)
+      kind.push(getComputedStyle(around).backgroundColor);
+    const name = kind.filter((part) => part !== "rgba(0, 0, 0, 0)").join();
+    if (!kinds.has(name)) element.setAttribute("data-sample", "");
+    kinds.add(name);
+  }
+  return kinds.size;
+}"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that prints nothing."""
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
-    assert SITE.is_dir(), "no site: run make book"
-    pages = [f"/{p}.html" for p in build_book.pages()]
-    probe = SITE / "_probe.html"
-    probe.write_text(PROBE.replace("PAGES", json.dumps(pages)))
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE))
-    )
+def address():
+    assert SITE.is_dir(), f"no site in {SITE}: run make book"
+    handler = functools.partial(Quiet, directory=str(SITE))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, address, viewport):
+    """An empty page of this size, and the list of complaints that it fills: errors and requests elsewhere."""
+    page = browser.new_context(viewport=viewport, reduced_motion="reduce").new_page()
+    page.complaints = []
+    page.elsewhere = []
+    page.on("pageerror", lambda error: page.complaints.append(f"script: {error}"))
+    page.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url}"))
+    page.on("console", lambda said: said.type == "error" and page.complaints.append(said.text))
+    local = (address, "data:", "blob:", "about:")
+    page.on(
+        "request",
+        lambda request: request.url.startswith(local) or page.elsewhere.append(request.url),
+    )
+    return page
+
+
+def violations(page, options, context=None):
+    """What axe-core finds serious or critical, a line per element."""
+    options = {"resultTypes": ["violations"], "preload": False, **options}
+    found = Axe().run(page, context=context, options=options).response["violations"]
+    return [
+        f"{rule['id']}: {' '.join(map(str, node['target']))} {node['html'][:120]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
     ]
-    flags += [
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1400,1000",
-        "--virtual-time-budget=90000",
-    ]
-    flags += [f"--user-data-dir={tmp_path_factory.mktemp('browser')}", "--dump-dom"]
-    try:
-        url = f"http://127.0.0.1:{server.server_address[1]}/_probe.html"
-        done = subprocess.run([BROWSER, *flags, url], capture_output=True, text=True, timeout=240)
-    finally:
-        server.shutdown()
-        probe.unlink()
-    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
-    assert match, f"the browser did not finish: {done.stderr[-500:]}"
-    return json.loads(match[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
 
-def test_every_page_has_its_title_and_text(seen):
-    assert len(seen) == 2 * len(build_book.pages())
+def contrast(page):
+    """Text of too little contrast: axe-core's rule on a sample, as thousands of words of code are alike."""
+    assert page.evaluate(SAMPLE) > 5
+    return violations(page, {"runOnly": ["color-contrast"]}, "[data-sample]")
+
+
+@pytest.fixture(scope="module")
+def seen(browser, address):
+    """Every page on a screen (light, then dark) and on a phone: one visit each, shared by the tests below."""
+    looks = {}
+    for where, viewport in {"screen": SCREEN, "phone": PHONE}.items():
+        page = opened(browser, address, viewport)
+        for name in PAGES:
+            page.complaints.clear()
+            page.elsewhere.clear()
+            page.goto(f"{address}{name}.html", wait_until="load")
+            look = page.evaluate(LOOK)
+            if where == "screen":
+                look["violations"] = violations(page, ALL_BUT_CONTRAST) + contrast(page)
+                page.evaluate("document.documentElement.dataset.theme = 'dark'")
+                look["dark"] = contrast(page)
+                look["grounds"] = page.evaluate(GROUNDS)
+            else:
+                look["violations"] = violations(page, SCROLLERS)
+            look["complaints"] = [*page.complaints]
+            look["elsewhere"] = [*page.elsewhere]
+            looks[name, where] = look
+        page.context.close()
+    return looks
+
+
+def what(seen, key):
+    """Pages for which a list is not empty, with it."""
+    return {page: look[key] for page, look in seen.items() if look.get(key)}
+
+
+def test_every_page_opens_with_its_title_and_text_and_without_an_error(seen):
+    assert len(seen) == 2 * len(PAGES)
     for page, look in seen.items():
-        assert look["title"].strip() and look["text"] > 100, page
-
-
-def test_no_picture_is_broken_or_wider_than_the_page(seen):
-    for page, look in seen.items():
-        assert not look["broken"] and not look["wide"], (page, look)
-
-
-def test_nothing_makes_a_phone_scroll_sideways(seen):
-    for page, look in seen.items():
-        assert look["overflow"] <= 1, (page, look["overflow"], look["widest"])
-
-
-def test_no_line_of_code_or_output_is_cut(seen):
-    for page, look in seen.items():
-        if page.startswith("/notebooks/") and page.endswith("@1280"):
-            assert not look["cut"], page
-
-
-def test_a_figure_opens_in_full_size_and_a_table_is_legible_on_a_phone(seen):
-    for page, look in seen.items():
-        assert not look["fixed"] and look["type"] >= 11, (page, look["fixed"], look["type"])
-
-
-def test_the_turnable_cortex_is_neither_clipped_nor_followed_by_a_blank(seen):
-    for width in (1280, 390):
-        (frame,) = seen[f"/notebooks/02_ridge_encoding.html@{width}"]["frames"]
-        assert frame["clipped"] <= 1 and frame["filled"] > 0.65, (width, frame)
-
-
-def test_notebook_pages_have_figures_a_player_and_a_cortex_to_turn(seen):
-    assert seen["/notebooks/01_data_loading.html@1280"]["pictures"] >= 6
-    assert seen["/notebooks/01_data_loading.html@1280"]["players"] == 1
-    assert seen["/notebooks/02_ridge_encoding.html@1280"]["pictures"] >= 6
-    assert len(seen["/notebooks/02_ridge_encoding.html@1280"]["frames"]) == 1
+        assert look["title"].strip() and look["letters"] > 100, page
+    assert not what(seen, "complaints")
 
 
 def test_no_page_asks_for_anything_from_elsewhere(seen):
+    assert not what(seen, "elsewhere")
+
+
+def test_every_picture_is_there_and_every_figure_opens_in_full_size(seen):
+    assert not what(seen, "broken") and not what(seen, "fixed")
+    for page in NOTEBOOKS:
+        assert seen[page, "screen"]["pictures"] >= 2, page
+    assert seen["notebooks/01_data_loading", "screen"]["players"] == 1
+
+
+def test_nothing_makes_a_phone_scroll_sideways_and_its_tables_are_legible(seen):
     for page, look in seen.items():
-        assert not look["asked"], (page, look["asked"])
+        assert look["overflow"] <= 1, (page, look["overflow"], look["widest"])
+        assert look["type"] >= 11, (page, look["type"])
+
+
+def test_no_line_of_code_or_output_of_a_notebook_is_cut(seen):
+    for page in NOTEBOOKS:
+        assert not seen[page, "screen"]["cut"], page
 
 
 def test_formulas_are_drawn_without_a_network(seen):
-    assert seen["/notebooks/02_ridge_encoding.html@1280"]["formulas"] >= 3
+    assert seen["notebooks/02_ridge_encoding", "screen"]["formulas"] >= 3
+    assert not what(seen, "tex")
+
+
+def test_nothing_serious_stands_in_the_way_of_a_screen_reader(seen):
+    assert not what(seen, "violations")
+
+
+def test_text_and_figures_are_legible_in_the_dark(seen):
+    assert not what(seen, "dark")
     for page, look in seen.items():
-        assert not look["raw"], page
+        assert min(look.get("grounds") or [1]) > 0.8, (page, look["grounds"])
+
+
+# ------------------------------------------------------------------ what a reader does
+@pytest.fixture
+def page(browser, address):
+    """An empty page on a screen; what complains on it fails the test."""
+    page = opened(browser, address, SCREEN)
+    yield page
+    assert not page.complaints and not page.elsewhere
+    page.context.close()
+
+
+def test_a_search_finds_the_noise_ceiling(page, address):
+    page.goto(f"{address}search.html?q=noise+ceiling")
+    page.wait_for_selector("#search-results li a")
+    found = page.locator("#search-results li a").all_inner_texts()
+    assert {"Glossary", "1. Stories in, responses out"} <= set(found), found
+
+
+def test_a_notebook_page_leads_to_colab_where_the_book_has_an_address(page, address):
+    for name in NOTEBOOKS:
+        page.goto(f"{address}{name}.html")
+        links = page.locator("a[href*='colab.research.google.com']")
+        found = {link.get_attribute("href") for link in links.all()}
+        assert found == ({public.colab_link(name)} if public.address() else set()), name
+
+
+def test_a_solution_opens_when_it_is_pressed(page, address):
+    for name in NOTEBOOKS:
+        page.goto(f"{address}{name}.html")
+        solutions = page.locator("details:has(summary:has-text('Solution'))")
+        assert solutions.count() >= 2, name
+        code = solutions.first.locator(".cell_input").first
+        assert not code.is_visible()
+        solutions.first.locator("summary").click()
+        assert code.is_visible(), name
+
+
+def test_an_interactive_view_is_drawn_when_it_is_asked_for(page, address):
+    page.goto(f"{address}notebooks/02_ridge_encoding.html")
+    assert page.locator("iframe").count() == 0
+    page.locator("a.on-demand").click()
+    frame = page.frame_locator("figure.on-demand iframe")
+    frame.locator("canvas").first.wait_for(state="visible")
+    room = page.locator("figure.on-demand iframe").bounding_box()
+    plot = frame.locator("#surface-plot").bounding_box()
+    assert "simulated" in page.locator("figure.on-demand figcaption").inner_text()
+    assert plot["height"] > 0.65 * room["height"]
+    assert frame.locator("html").evaluate("e => e.scrollWidth - e.clientWidth") <= 1
+
+
+def test_no_page_is_too_large_for_a_slow_line():
+    sizes = {path.relative_to(SITE): path.stat().st_size for path in SITE.rglob("*.html")}
+    assert max(sizes.values()) < 4e6, max(sizes, key=sizes.get)

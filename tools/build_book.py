@@ -19,9 +19,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import address
 import claims
-import latex2mathml.converter
+import glossary
 import nbformat
+import polish
 import yaml
 from run_notebooks import (
     SITE,
@@ -39,25 +41,11 @@ from brainlib.runtime import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "notebooks" / "params"
-HOLDERS = (
-    "README.md",
-    "CITATION.cff",
-    "pyproject.toml",
-    "CONTRIBUTING.md",
-    "notebooks/*.ipynb",
-    "book/*.md",
-)
-
-
 AGAIN = "run tools/run_notebooks.py first"
 
 
 class BookError(Exception):
     """A site that must not be published; the message is one line."""
-
-
-def config() -> dict:
-    return yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
 def pages() -> list[str]:
@@ -72,8 +60,9 @@ def stage(stage_dir: Path, own: Path | None = None):
 
     `own` is the folder of numbers of a reader's run, which the page on the claims sets beside the book's.
     """
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, stage_dir / name)
+    shutil.copy(ROOT / "_toc.yml", stage_dir / "_toc.yml")
+    settings = yaml.safe_dump(address.settings_of_the_site(), sort_keys=False)
+    (stage_dir / "_config.yml").write_text(settings)
     shutil.rmtree(stage_dir / "book", ignore_errors=True)
     shutil.copytree(ROOT / "book", stage_dir / "book")
     for folder in ("_static", "tools"):
@@ -87,10 +76,13 @@ def stage(stage_dir: Path, own: Path | None = None):
     for page in pages():
         if page.startswith("notebooks/"):
             stage_notebook(stage_dir, page, runs)
-    values = measured() | {"RUNS": status_table(runs)}
+    values = measured() | address.said() | {"RUNS": status_table(runs)}
     values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
     for path in (stage_dir / "book").glob("*.md"):
-        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
+        text = path.read_text()
+        if path.name != "glossary.md":
+            (text,) = glossary.link_terms([text])
+        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], text))
 
 
 def check_runs(runs: dict):
@@ -120,6 +112,9 @@ def stage_notebook(stage_dir: Path, page: str, runs: dict):
     check_outputs(path)
     notebook = read(path)
     prepare(notebook, runs[path.stem])
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell, text in zip(prose, glossary.link_terms([cell.source for cell in prose])):
+        cell.source = text
     nbformat.write(notebook, path)
 
 
@@ -136,6 +131,9 @@ def prepare(notebook, run: dict):
             image.alt = image.alt.removesuffix("; simulated")
         if "injected-parameters" in tags and "remove-cell" not in tags:
             tags.append("remove-cell")
+        if label := fold_label(cell):
+            prompts = {"code_prompt_show": label, "code_prompt_hide": label}
+            cell.metadata.setdefault("mystnb", {}).update(prompts)
         if cell.cell_type == "markdown":
             lines = cell.source.splitlines()
             cell.source = "\n".join(x for x in lines if not x.startswith(GENERATED))
@@ -150,6 +148,12 @@ def prepare(notebook, run: dict):
             " for the figures and numbers.*"
         )
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
+
+
+def fold_label(cell) -> str:
+    """What a folded cell is called on its page, from its `# @title`, which is what Colab calls it; "" without one."""
+    title = re.match(r"# @title ([^:{\n]+)", cell.source) if cell.cell_type == "code" else None
+    return title[1].strip() if title else ""
 
 
 def markdown_table(header: list, rows: list) -> str:
@@ -346,36 +350,13 @@ def check_notebook_page(page: str, text: str, body: str):
         raise BookError(f"{page}: no outputs")
     if "injected-parameters" in body:
         raise BookError(f"{page}: shows the injected parameters")
-    branch = config()["repository"]["branch"]
     links = set(re.findall(r'href="(https://colab\.research\.google\.com/[^"]+)"', text))
-    wanted = f"https://colab.research.google.com/github/{address()}/blob/{branch}/{page}.ipynb"
-    if links != {wanted}:
-        raise BookError(f"{page}: Colab links {sorted(links)}; expected {wanted}")
+    wanted = address.colab_link(page)
+    if links != ({wanted} if wanted else set()):
+        raise BookError(f"{page}: Colab links {sorted(links)}; expected {wanted or 'none'}")
 
 
-# ------------------------------------------------------------------ the public address
-def address() -> str:
-    """`owner/name` of the repository, from the one place where it stands."""
-    return config()["repository"]["url"].removeprefix("https://github.com/").strip("/")
-
-
-def holders() -> list[Path]:
-    return sorted(p for pattern in HOLDERS for p in ROOT.glob(pattern))
-
-
-def addresses(text: str) -> set[str]:
-    """Every `owner/name` that a text gives as this book's own address (marked by the book's install, badge or clone line)."""
-    own = r"(?:git\+https://github\.com/|git clone https://github\.com/|colab\.research\.google\.com/github/)([\w.-]+/[\w-]+)"
-    return set(re.findall(own, text))
-
-
-def setup_cell() -> str:
-    """The set-up cell of every notebook, installing from the address and the branch or tag of _config.yml."""
-    settings = config()["repository"]
-    text = (ROOT / "tools" / "setup_cell.py").read_text().strip()
-    return text.replace("@@SOURCE@@", f"git+{settings['url']}@{settings['branch']}")
-
-
+# ------------------------------------------------------------------ files that follow from others
 def slices() -> dict[Path, str]:
     """`params/<profile>/<notebook>.yaml`: of each profile what each notebook knows, so that plain papermill warns of nothing."""
     texts = {}
@@ -391,31 +372,13 @@ def slices() -> dict[Path, str]:
 
 def sync():
     """Write address, branch or tag, set-up cell and the notebooks' own parameter files wherever they belong."""
-    for path in holders():
-        write(path, renewed(path))
+    for path in address.holders():
+        write(path, address.renewed(path))
     wanted = slices()
     for path in sorted(set(PARAMS.glob("*/*.yaml")) - set(wanted)):
         path.unlink()
     for path, text in wanted.items():
         write(path, text)
-
-
-def renewed(path: Path) -> str:
-    """A file's text with the address, branch and set-up cell of today."""
-    text = path.read_text(encoding="utf-8")
-    for old in addresses(text) - {address()}:
-        text = text.replace(old, address())
-    if path.suffix != ".ipynb":
-        return text
-    branch = config()["repository"]["branch"]
-    notebook = nbformat.reads(text, 4)
-    for cell in notebook.cells:
-        if "find_spec" in cell.source and cell.cell_type == "code":
-            cell.source = setup_cell()
-        link = f"/notebooks/{path.name}"
-        cell.source = re.sub(rf"blob/[^/]+{link}", f"blob/{branch}{link}", cell.source)
-    notebook.metadata["colab"]["name"] = path.name
-    return nbformat.writes(notebook) + "\n"
 
 
 def write(path: Path, text: str):
@@ -427,43 +390,6 @@ def write(path: Path, text: str):
 
 
 # ------------------------------------------------------------------ the site
-FRAME_STYLE = "&lt;style&gt;body{margin:0;overflow:hidden}&lt;/style&gt;"
-FRAME_END = "&lt;/head&gt;"
-
-
-def enlarge(site: Path):
-    """Each figure of a notebook page becomes a link to itself: a click shows it in full size.
-
-    The turnable cortex, a page of its own in a frame, loses its margin: the colour bar would be cut.
-    """
-    figure = re.compile(r'(?<!<!--full-->)(<img\b[^>]*\bsrc="(\.\./_images/[^"]+)"[^>]*>)')
-    link = r'<a class="enlarge" href="\2" title="Show this figure in full size"><!--full-->\1</a>'
-    for path in sorted((site / "notebooks").glob("*.html")):
-        text = figure.sub(link, path.read_text(encoding="utf-8"))
-        path.write_text(text.replace(FRAME_END, FRAME_STYLE + FRAME_END), encoding="utf-8")
-
-
-MATH = re.compile(r'<(span|div) class="math notranslate nohighlight"([^>]*)>(.*?)</\1>', re.S)
-
-
-def prerender_formulas(site: Path):
-    """TeX becomes MathML, which browsers draw themselves: formulas need neither a network nor JavaScript."""
-    for path in sorted(site.rglob("*.html")):
-        text = MATH.sub(mathml, path.read_text(encoding="utf-8"))
-        text = re.sub(r"<script[^>]*/mathjax[^>]*></script>", "", text)
-        path.write_text(text, encoding="utf-8")
-
-
-def mathml(match: re.Match) -> str:
-    """The element that Sphinx wrote around a formula, with MathML in place of TeX."""
-    tag, attributes, inner = match.groups()
-    number = re.match(r"\s*(<span class=\"eqno\">.*?</span>)?", inner, re.S)[0]
-    tex = html.unescape(inner[len(number) :]).strip()[2:-2]  # without its delimiters
-    display = {"span": "inline", "div": "block"}[tag]
-    drawn = latex2mathml.converter.convert(tex, display=display)
-    return f'<{tag} class="formula"{attributes}>{number}{drawn}</{tag}>'
-
-
 def jupyter_book(folder: Path):
     """Build the staged tree; a warning is an error."""
     shutil.rmtree(folder / "_build", ignore_errors=True)
@@ -495,8 +421,7 @@ def main(arguments=None) -> int:
     try:
         stage(STAGE, options.own)
         jupyter_book(STAGE)
-        enlarge(STAGE / "_build" / "html")
-        prerender_formulas(STAGE / "_build" / "html")
+        polish.polish(STAGE / "_build" / "html")
         check_site(STAGE / "_build" / "html")
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.copytree(STAGE / "_build" / "html", SITE)
