@@ -2,9 +2,11 @@
 # make test   the tests (fast, offline, no GPU)
 # make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
-# make lint   ruff on code and notebooks
-# make site  the site alone, from notebooks that are run; OWN=folder sets numbers of a run of yours beside the book's
+# make site   the site alone, from notebooks that are run; OWN=folder sets numbers of a run of yours beside the book's
+# make publish REMOTE=git@github.com:you/your-book.git   the site, tested, to the branch gh-pages of that repository
+# make lint   ruff on code and notebooks, codespell on all that is written
 # make clean  all that can be made again
+# LOCKED=1 installs the versions of requirements.lock
 # JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
 PYTHON ?= python3
 PARAMS ?= notebooks/params/quick.yaml
@@ -13,17 +15,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP_EXTRA ?=
+LOCKED ?=
+PAGES ?= gh-pages
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
-.PHONY: book test lint clean notebooks site runs lab
+.PHONY: book test lint clean notebooks site runs lab publish no-remote
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile $(PIP_EXTRA) $(TORCH)
-	$(BIN)/python -m pip install --quiet --no-compile -e ".[book,test,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile $(if $(LOCKED),-c requirements.lock) -e ".[book,test,dev]"
 	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
 	touch $@
 
@@ -37,6 +41,12 @@ site: $(VENV)/ready
 book: notebooks
 	$(MAKE) site
 
+publish: $(if $(REMOTE),site,no-remote)
+	$(BIN)/ghp-import --no-jekyll --no-history --force --push --remote $(REMOTE) --branch $(PAGES) --message "The book" _build/html
+
+no-remote:
+	$(error REMOTE is not set: make publish REMOTE=<address of a git repository>)
+
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not site" tests brainlib
 
@@ -49,6 +59,7 @@ runs: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 clean:
 	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache

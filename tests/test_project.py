@@ -1,6 +1,7 @@
 """The project holds together: notebooks, runner, builder, address, requirements."""
 
 import ast
+import html
 import importlib
 import json
 import os
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import address
 import build_book
+import delays_view
+import lock
 import nbformat
+import numpy as np
 import polish
 import pytest
 import run_notebooks
 import yaml
 from conftest import ROOT
+from packaging.utils import canonicalize_name
 from run_notebooks import NotebookError
 
 import brainlib
@@ -386,6 +391,27 @@ def test_a_formula_is_drawn_by_the_page_itself():
     assert "\\[" not in text
 
 
+def test_the_sliders_of_the_primer_teach_what_its_text_says():
+    """Enough delays for the response give what more would; too few lose most of it; weights are those of the simulation."""
+    r = {peak: {n: delays_view.fit(peak, n)["r"] for n in delays_view.COUNTS} for peak in (3, 5, 9)}
+    assert r[5][1] < 0.2 < r[5][2] < 0.6 < r[5][4] and r[9][4] < 0.6 < r[9][8]
+    assert abs(r[5][8] - r[5][4]) < 0.03 and abs(r[3][8] - r[3][2]) < 0.03
+    true = delays_view.hrf(2.0 * np.arange(1, 9), 5)
+    np.testing.assert_allclose(delays_view.fit(5, 8)["weights"], true, atol=0.05)
+
+
+def test_every_state_of_the_sliders_is_drawn_and_described(tmp_path, monkeypatch):
+    monkeypatch.setattr(delays_view, "PEAKS", (5, 9))
+    monkeypatch.setattr(delays_view, "COUNTS", (1, 4))
+    values = delays_view.values(tmp_path)
+    states = json.loads(html.unescape(re.search('data-states="(.*?)"', values["DELAYS_VIEW"])[1]))
+    assert set(states) == {"5-1", "5-4", "9-1", "9-4"}
+    for key, state in states.items():
+        assert (tmp_path / state["src"].removeprefix("../_static/")).read_text().count("<svg") == 1
+        assert f"{state['r']:.2f}" in state["alt"] and "imulated" in state["said"]
+        assert values[f"DELAYS_{key.replace('-', '_')}"] == f"{state['r']:.2f}"
+
+
 def test_injected_parameters_are_hidden_and_the_run_is_told():
     cells = [
         nbformat.v4.new_markdown_cell("# T\n\n[![Open In Colab](b)](c)\n\ntext"),
@@ -418,6 +444,48 @@ def test_a_page_of_other_data_does_not_call_them_simulated():
 
 
 # ------------------------------------------------------------------ one address, one set of requirements
+def git(*command, cwd):
+    """What a git command prints."""
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    done = subprocess.run(["git", *who, *command], cwd=cwd, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def publishing(folder, remote):
+    """The commands of `make publish` that push, run in a folder."""
+    command = ["make", "-n", "publish", f"REMOTE={remote}", f"VENV={sys.prefix}"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    pushes = [line for line in told.stdout.splitlines() if "gh-pages" in line]
+    assert len(pushes) == 1, told.stderr
+    done = subprocess.run(pushes[0], shell=True, cwd=folder, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_make_publish_puts_the_site_on_a_branch_of_the_remote_and_replaces_it(tmp_path):
+    remote, copy = tmp_path / "remote.git", tmp_path / "copy"
+    git("init", "--bare", str(remote), cwd=tmp_path)
+    git("init", str(copy), cwd=tmp_path)
+    for name in ("user.name", "user.email"):
+        git("config", name, "a@b.c", cwd=copy)
+    (copy / "_build/html/book").mkdir(parents=True)
+    for name in ("index.html", "book/first.html"):
+        (copy / "_build/html" / name).write_text("text")
+    publishing(copy, remote)
+    files = {".nojekyll", "index.html", "book/first.html"}
+    assert set(git("ls-tree", "-r", "--name-only", "gh-pages", cwd=remote).split()) == files
+    (copy / "_build/html/book/first.html").rename(copy / "_build/html/book/second.html")
+    publishing(copy, remote)
+    assert "book/second.html" in git("ls-tree", "-r", "--name-only", "gh-pages", cwd=remote)
+    assert "book/first.html" not in git("ls-tree", "-r", "--name-only", "gh-pages", cwd=remote)
+    assert git("branch", "--show-current", cwd=copy).strip() != "gh-pages"
+
+
+def test_make_publish_without_a_remote_says_what_is_missing():
+    done = subprocess.run(["make", "-n", "publish"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "REMOTE is not set" in done.stderr
+
+
 def test_what_follows_from_the_public_address_is_in_step():
     """`tools/build_book.py --sync` writes it; no other file names the address."""
     for path in address.holders():
@@ -490,6 +558,18 @@ def test_conda_and_pip_ask_for_the_same_packages():
         "-e .",
     }
     assert given == asked
+
+
+def test_the_lock_file_is_in_step_with_what_is_asked_for():
+    """`tools/lock.py` writes it, in the environment that make made."""
+    lines = [x for x in (ROOT / "requirements.lock").read_text().splitlines() if x[:1] != "#"]
+    locked = dict(line.split("==") for line in lines)
+    for requirement in lock.asked():
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"{name} is not in requirements.lock: run tools/lock.py"
+        assert requirement.specifier.contains(locked[name]), f"{requirement}: {locked[name]}"
+    assert not [name for name in locked if lock.GPU.match(name)]
+    assert f"TORCH := torch=={locked['torch']}\n" in (ROOT / "Makefile").read_text()
 
 
 # ------------------------------------------------------------------ the house
@@ -590,6 +670,14 @@ def test_words_are_the_fields_words():
         for match in PRIVATE.finditer(text.replace('_seed("listener"', ""))  # a seed that stays
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_misspelt():
+    """codespell, which knows common misspellings; words that it may find are listed in pyproject.toml."""
+    command = [sys.executable, "-m", "codespell_lib", "book", "notebooks", "brainlib", "fireside"]
+    command += ["tools", "tests", "workflow", *map(str, ROOT.glob("*.md"))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode and not done.stderr, done.stdout + done.stderr
 
 
 POSITIONAL = {  # beyond two: the field's order of arguments, or another library's signature

@@ -113,7 +113,7 @@ def opened(browser, address, viewport):
     page.complaints = []
     page.elsewhere = []
     page.on("pageerror", lambda error: page.complaints.append(f"script: {error}"))
-    page.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url}"))
+    page.on("requestfailed", lambda request: failed(page, request))
     page.on("console", lambda said: said.type == "error" and page.complaints.append(said.text))
     local = (address, "data:", "blob:", "about:")
     page.on(
@@ -121,6 +121,12 @@ def opened(browser, address, viewport):
         lambda request: request.url.startswith(local) or page.elsewhere.append(request.url),
     )
     return page
+
+
+def failed(page, request):
+    """Note a request that failed, other than one that was under way when the test left the page."""
+    if request.failure != "net::ERR_ABORTED":
+        page.complaints.append(f"{request.failure}: {request.url}")
 
 
 def violations(page, options, context=None):
@@ -262,6 +268,20 @@ def test_an_interactive_view_is_drawn_when_it_is_asked_for(page, address):
     assert "simulated" in page.locator("figure.on-demand figcaption").inner_text()
     assert plot["height"] > 0.65 * room["height"]
     assert frame.locator("html").evaluate("e => e.scrollWidth - e.clientWidth") <= 1
+
+
+def test_sliders_choose_another_picture_and_say_what_it_shows(page, address):
+    page.goto(f"{address}book/primer_fmri.html")
+    figure = page.locator("figure.choices")
+    before = figure.locator("figcaption").inner_text()
+    figure.locator("input").first.press("ArrowRight")
+    figure.locator("input").last.press("End")
+    picture = figure.locator("img")
+    assert "peak7-delays8" in picture.get_attribute("src")
+    picture.evaluate("picture => picture.decode()")  # fails where there is none
+    said = figure.locator("figcaption").inner_text()
+    assert said != before and "2 to 16 s" in said and said in picture.get_attribute("alt")
+    assert figure.locator("input").last.get_attribute("aria-valuetext") == "8"
 
 
 def test_no_page_is_too_large_for_a_slow_line():

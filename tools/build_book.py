@@ -21,6 +21,7 @@ from pathlib import Path
 
 import address
 import claims
+import delays_view
 import glossary
 import nbformat
 import polish
@@ -78,6 +79,7 @@ def stage(stage_dir: Path, own: Path | None = None):
             stage_notebook(stage_dir, page, runs)
     values = measured() | address.said() | {"RUNS": status_table(runs)}
     values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
+    values |= delays_view.values(stage_dir / "_static")
     for path in (stage_dir / "book").glob("*.md"):
         text = path.read_text()
         if path.name != "glossary.md":
