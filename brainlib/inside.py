@@ -1,4 +1,4 @@
-"""What tuning changed inside a model: its parameters, by layer and by kind."""
+"""What tuning changed inside a model: parameters by layer and kind, similarity and dimension of hidden states."""
 
 from __future__ import annotations
 
@@ -97,6 +97,77 @@ def merged_parameters(model) -> dict:
                 added = module.get_delta_weight(adapter).detach().cpu().double()
                 parameters[f"{path}.weight"] = parameters[f"{path}.weight"] + added
     return parameters
+
+
+# ------------------------------------------------------------------ hidden states
+def centred_kernel_alignment(x, y) -> float:
+    """Linear centred kernel alignment of two representations of the same samples (Kornblith et al. 2019, eq. 5).
+
+    1 for representations that are equal but for a rotation, a shift and one factor. With few samples, or many features,
+    unrelated ones are above 0, too: take many more samples than features.
+
+    Parameters
+    ----------
+    x, y : arrays of shape (n_samples, width_x), (n_samples, width_y)
+        Centred here. NaN if one is constant.
+    """
+    require(
+        len(x) == len(y),
+        f"{len(x)} and {len(y)} samples; expected the same sound through both models",
+    )
+    x, y = (np.asarray(z, float) - np.mean(z, 0, dtype=float) for z in (x, y))
+    own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(np.linalg.norm(x.T @ y) ** 2 / own) if own > 0 else np.nan
+
+
+def effective_dimension(x) -> float:
+    """Participation ratio of the principal components' variances: ``(sum of them)^2 / sum of their squares``.
+
+    The number of directions along which samples vary, if all varied alike; a few strong ones make it small, however many
+    weak ones there are.
+
+    Parameters
+    ----------
+    x : array of shape (n_samples, width)
+        NaN if it is constant.
+    """
+    x = np.asarray(x, float) - np.mean(x, 0, dtype=float)
+    covariance = x.T @ x
+    squares = np.square(covariance).sum()
+    return float(np.trace(covariance) ** 2 / squares) if squares > 0 else np.nan
+
+
+def intrinsic_dimension(x, *, k: int = 1) -> float:
+    """Dimension of the manifold on which samples lie, from distances to their k-th and 2k-th neighbours.
+
+    The maximum-likelihood estimate of GRIDE (Denti et al. 2022, eq. 7); with ``k=1`` that of TwoNN (Facco et al. 2017),
+    ``1 / mean(log(r_2 / r_1))``. A larger `k` looks at a larger scale, where noise counts for less and curvature for more.
+
+    Parameters
+    ----------
+    x : array of shape (n_samples, width)
+        Neither repeated nor neighbouring in time: the neighbours of a frame would be the frames before and after it.
+    k : int
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples, or some are equal.
+    """
+    from scipy.optimize import minimize_scalar
+    from sklearn.neighbors import NearestNeighbors
+
+    require(len(x) > 2 * k + 1, f"{len(x)} samples; expected more than {2 * k + 1} for k={k}")
+    distances = NearestNeighbors(n_neighbors=2 * k).fit(np.asarray(x, float)).kneighbors()[0]
+    near, far = distances[:, k - 1], distances[:, 2 * k - 1]
+    require(near.min() > 0, "some samples are equal; expected each one once")
+    logs = np.log(far / near)  # of the ratios mu
+
+    def cost(d):  # minus the mean log likelihood: concave in d, so there is one maximum
+        chord = np.log(-np.expm1(-d * logs)) if k > 1 else 0.0
+        return np.mean(k * d * logs - (k - 1) * chord) - np.log(d)
+
+    return float(minimize_scalar(cost, bounds=(1e-3, 10 * x.shape[1]), method="bounded").x)
 
 
 def _layer(name: str, encoder: SpeechEncoder) -> int:
