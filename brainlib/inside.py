@@ -101,7 +101,7 @@ def merged_parameters(model) -> dict:
 
 # ------------------------------------------------------------------ hidden states
 def centred_kernel_alignment(x, y) -> float:
-    """Linear centred kernel alignment of two representations of the same samples (Kornblith et al. 2019, eq. 5).
+    """Linear centred kernel alignment of two representations of the same samples (Kornblith et al. 2019).
 
     1 for representations that are equal but for a rotation, a shift and one factor. With few samples, or many features,
     unrelated ones are above 0, too: take many more samples than features.
@@ -140,7 +140,7 @@ def effective_dimension(x) -> float:
 def intrinsic_dimension(x, *, k: int = 1) -> float:
     """Dimension of the manifold on which samples lie, from distances to their k-th and 2k-th neighbours.
 
-    The maximum-likelihood estimate of GRIDE (Denti et al. 2022, eq. 7); with ``k=1`` that of TwoNN (Facco et al. 2017),
+    The maximum-likelihood estimate of GRIDE (Denti et al. 2022); with ``k=1`` that of TwoNN (Facco et al. 2017),
     ``1 / mean(log(r_2 / r_1))``. A larger `k` looks at a larger scale, where noise counts for less and curvature for more.
 
     Parameters
