@@ -1,6 +1,7 @@
 """Build the site from executed notebooks, and refuse a site that is not whole.
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
+    python tools/build_book.py --links   # ask every link that leads out of the book
     python tools/build_book.py --sync    # write address, branch, set-up cell and the notebooks' own parameter files
 
 Staged: `_config.yml`, `_toc.yml`, `book/`, and the executed notebooks under the same relative paths, so that Colab links
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import address
@@ -55,6 +57,17 @@ def pages() -> list[str]:
 # ------------------------------------------------------------------ staging
 def stage(stage_dir: Path):
     """Copy the prose, check the executed notebooks, hide injected parameters, say on each page what made it."""
+    report = stage_dir / "runs.json"
+    runs = read_json(report, "runs of notebooks", remedy=AGAIN) if report.exists() else {}
+    check_runs(runs)
+    stage_prose(stage_dir, runs)
+    for page in pages():
+        if page.startswith("notebooks/"):
+            stage_notebook(stage_dir, page, runs)
+
+
+def stage_prose(stage_dir: Path, runs: dict):
+    """Copy settings and prose, and put the measured numbers into it."""
     shutil.copy(ROOT / "_toc.yml", stage_dir / "_toc.yml")
     settings = yaml.safe_dump(address.settings_of_the_site(), sort_keys=False)
     (stage_dir / "_config.yml").write_text(settings)
@@ -65,12 +78,6 @@ def stage(stage_dir: Path):
     # style sheets belong at the top
     (stage_dir / "book" / "_static").rename(stage_dir / "_static")
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
-    report = stage_dir / "runs.json"
-    runs = read_json(report, "runs of notebooks", remedy=AGAIN) if report.exists() else {}
-    check_runs(runs)
-    for page in pages():
-        if page.startswith("notebooks/"):
-            stage_notebook(stage_dir, page, runs)
     values = measured() | address.said() | {"RUNS": status_table(runs)}
     values |= delays_view.values(stage_dir / "_static")
     for path in (stage_dir / "book").glob("*.md"):
@@ -115,7 +122,7 @@ def prepare(notebook, run: dict):
     other = run["parameters"].get("dataset", "fireside") != "fireside"
     for cell in notebook.cells:
         tags = cell.metadata.setdefault("tags", [])
-        if other and "mystnb" in cell.metadata:
+        if other and "image" in cell.metadata.get("mystnb", {}):
             image = cell.metadata.mystnb.image
             image.alt = image.alt.removesuffix("; simulated")
         if "injected-parameters" in tags and "remove-cell" not in tags:
@@ -379,12 +386,13 @@ def write(path: Path, text: str):
 
 
 # ------------------------------------------------------------------ the site
-def jupyter_book(folder: Path):
-    """Build the staged tree; a warning is an error."""
+def jupyter_book(folder: Path, builder: str = "html"):
+    """Build a staged tree; a warning is an error, as is a link that leads nowhere in the book."""
     shutil.rmtree(folder / "_build", ignore_errors=True)
     start = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", str(folder), "-n", "-W", "--keep-going"]
-    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True)
+    command += ["--quiet", "--builder", builder]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         raise BookError("jupyter-book found something to warn of (above)")
@@ -399,22 +407,46 @@ def main(arguments=None) -> int:
         action="store_true",
         help="only write address, set-up cell and parameter files where they belong",
     )
-    if parser.parse_args(arguments).sync:
+    parser.add_argument(
+        "--links",
+        action="store_true",
+        help="only ask every link that leads out of the book; needs a network, no executed notebook",
+    )
+    options = parser.parse_args(arguments)
+    if options.sync:
         sync()
         return 0
-    retire_site()
     try:
-        stage(STAGE)
-        jupyter_book(STAGE)
-        polish.polish(STAGE / "_build" / "html")
-        check_site(STAGE / "_build" / "html")
-        shutil.rmtree(SITE, ignore_errors=True)
-        shutil.copytree(STAGE / "_build" / "html", SITE)
+        if options.links:
+            check_links()
+        else:
+            build_site()
     except (BookError, NotebookError, OSError, ValueError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
-    print(f"{len(pages())} pages in {SITE / 'index.html'}")
     return 0
+
+
+def build_site():
+    """The site, from the executed notebooks; an earlier one is put aside first."""
+    retire_site()
+    stage(STAGE)
+    jupyter_book(STAGE)
+    polish.polish(STAGE / "_build" / "html")
+    check_site(STAGE / "_build" / "html")
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.copytree(STAGE / "_build" / "html", SITE)
+    print(f"{len(pages())} pages in {SITE / 'index.html'}")
+
+
+def check_links():
+    """Ask every link that leads out of the book, by Sphinx's linkcheck; the notebooks need not have been executed."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage_prose(Path(folder), {})
+        clean = shutil.ignore_patterns("params", "*.toml")
+        shutil.copytree(ROOT / "notebooks", Path(folder) / "notebooks", ignore=clean)
+        jupyter_book(Path(folder), "linkcheck")
+    print("every link that leads out of the book answers")
 
 
 if __name__ == "__main__":
