@@ -2,6 +2,7 @@
 # make test   the tests (fast, offline, no GPU)
 # make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
+# make site   the site alone, from notebooks that are run; OWN=folder sets numbers of a run of yours beside the book's
 # make single the whole book as one PDF, after make book; the welcome page then has a link to it
 # make publish REMOTE=git@github.com:you/your-book.git   the site, tested, to the branch gh-pages of that repository
 # make lint   ruff on code and notebooks, codespell on all that is written
@@ -36,7 +37,7 @@ notebooks: $(VENV)/ready
 	$(BIN)/python tools/run_notebooks.py --jobs $(JOBS) --params $(PARAMS)
 
 site: $(VENV)/ready
-	$(BIN)/python tools/build_book.py
+	$(BIN)/python tools/build_book.py $(if $(OWN),--own $(OWN))
 	$(BIN)/python -m pytest tests/test_site.py -m site
 
 book: notebooks

@@ -31,6 +31,7 @@ __all__ = [
     "tuning",
     "ablation",
     "probes",
+    "inside",
     "results",
 ]
 

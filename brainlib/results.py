@@ -214,7 +214,8 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         ``beyond_change`` are `normalised` and `beyond_low_level` less those of the untuned model on the same responses,
         ``over_map`` and ``beyond_over_map`` less those of its features after the `evaluation.linear_map` of the same
         target, voxels and stories; NaN where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
-        have changed), ``table.attrs["learning_curves"]`` the history of each run.
+        have changed), ``table.attrs["learning_curves"]`` the history of each run, ``table.attrs["parameter_changes"]`` those
+        of runs of full tuning (columns of `inside.parameter_change`).
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
     rows = [row for entry in entries.values() for row in _rows(entry)]
@@ -224,7 +225,12 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
     _add_differences(table, CHANGES, table[table.method == "untuned"], SAME)
     _add_differences(table, OVER_MAP, table[table.method == "linear map"], [*MADE_FROM, *SAME])
     curves = {name: entry["numbers"]["history"] for name, entry in entries.items()}
-    table.attrs = {"stale": stale, "learning_curves": curves}
+    changes = {
+        name: entry["numbers"]["parameter_change"]
+        for name, entry in entries.items()
+        if "parameter_change" in entry["numbers"]
+    }
+    table.attrs = {"stale": stale, "learning_curves": curves, "parameter_changes": changes}
     return table
 
 

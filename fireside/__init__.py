@@ -18,6 +18,7 @@ from .levels import (
 from .probe import probe_set
 from .simulation import (
     FOOLING,
+    PROJECT,
     SUBJECTS,
     VERSION,
     best_transfer,
@@ -32,6 +33,7 @@ from .simulation import (
 __all__ = [
     "FOOLING",
     "LEVELS",
+    "PROJECT",
     "SUBJECTS",
     "VERSION",
     "best_transfer",

@@ -42,11 +42,13 @@ from .levels import (
 from .topography import REGIONS, RIGHT, field, nearest_region, region_distances, rois, vertices
 
 SUBJECTS = tuple(f"SIM{i:02d}" for i in range(1, N_SUBJECTS + 1))
-FOOLING = {  # subjects that a sound method must not be taken in by; only where they are asked for
+FOOLING = {  # subjects that a sound method must not be taken in by
     "SIMCODE": "meaning and context are of an arbitrary code: word vectors dealt out anew among the words",
     "SIMLOW": "acoustic and phonetic features alone, also where meaning and context drive the others",
     "SIMNOISE": "noise alone",
 }
+PROJECT = "SIMX"  # of the closing project: one level is stronger in it than in the others
+EXTRA = (*FOOLING, PROJECT)  # only where they are asked for
 REPEATS = dict.fromkeys(VALIDATION, 5) | dict.fromkeys(TEST, 6)
 TABLES = ("truth", "rois", "fsaverage5")  # of each subject, one row per voxel
 VERSION = 3  # of the simulation: raise it when what is simulated changes
@@ -60,11 +62,11 @@ def open_dataset(root: str | Path | None = None, *, noise: str = "clean", **opti
     """The tree of fireside with its stories; subjects are simulated when first read. See `datasets.load`."""
     root = build([], noise=noise, root=root)
     asked = options.get("subjects") or ()
-    fooling = [s for s in FOOLING if s in ([asked] if isinstance(asked, str) else asked)]
+    extra = [s for s in EXTRA if s in ([asked] if isinstance(asked, str) else asked)]
     return Dataset(
         root,
         prepare=lambda subjects, stories, what: build(subjects, noise=noise, root=root),
-        description={"Subjects": [*SUBJECTS, *fooling]},
+        description={"Subjects": [*SUBJECTS, *extra]},
         **options,
     )
 
@@ -75,7 +77,7 @@ def build(subjects=SUBJECTS, *, noise: str = "clean", root: str | Path | None = 
     Parameters
     ----------
     subjects : sequence of str
-        Of SIM01 to SIM08 and those made to fool (`FOOLING`).
+        Of SIM01 to SIM08, those made to fool (`FOOLING`) and that of the closing project (`PROJECT`).
     noise : {"clean", "scanner", "null"}
         "clean": 10 to 50 % of a single repeat's variance is signal in driven voxels, so that an hour suffices to
         learn from; "scanner": ceilings as in real recordings; "null": noise only.
@@ -236,14 +238,14 @@ def _seed(*words) -> np.random.Generator:
 
 
 def _check_subject(subject):
-    if subject not in (*SUBJECTS, *FOOLING):
-        raise KeyError(f"fireside has no subject {subject!r}; it has {[*SUBJECTS, *FOOLING]}")
+    if subject not in (*SUBJECTS, *EXTRA):
+        raise KeyError(f"fireside has no subject {subject!r}; it has {[*SUBJECTS, *EXTRA]}")
 
 
 def dimensions(level: str, subject: str | None = None) -> list[int]:
     """Which dimensions of a level drive a subject: those common to all, then its own; of all subjects if left out.
 
-    The subjects that were made to fool have none of their own.
+    The subjects that were made to fool, and that of the closing project, have none of their own.
     """
     if level not in LEVELS:
         raise KeyError(f"no level {level!r}; expected one of {list(LEVELS)}")
@@ -287,6 +289,8 @@ def _topography(subject: str, noise: str) -> dict:
         # the nearest region decides, its neighbours blend in
         shares += of_region**6 * np.array(levels)[:, None]
         strength = np.maximum(strength, of_region)
+    if subject == PROJECT:
+        shares[_seed("stronger", subject).integers(len(LEVELS))] *= 4
     if subject == "SIMLOW":  # half of what was meaning or context is acoustic, half phonetic
         shares[:2], shares[2:] = shares[:2] + shares[2:].sum(0) / 2, 0
     shares /= np.maximum(shares.sum(0), 1e-9)

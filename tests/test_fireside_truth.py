@@ -227,3 +227,19 @@ def test_levels_cannot_be_switched_off_in_a_repeated_story_or_by_a_name_that_is_
         fireside.without_levels("SIM01", [0], levels=["meaning"], stories=ds.split["test"])
     with pytest.raises(KeyError, match="syntax"):
         fireside.without_levels("SIM01", [0], levels=["syntax"], stories=ds.split["train"][:1])
+
+
+def test_the_solution_of_the_closing_project_finds_the_stronger_level(fireside_root, capsys):
+    page = (ROOT / "book/project.md").read_text()
+    (solution,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    here = f"subjects=names, root={str(fireside_root / 'clean')!r}"
+    edits = {'["SIM01", "SIM02", "SIM03", "SIMX"]': '["SIM01", "SIMX"]', "subjects=names": here}
+    for old, new in edits.items():
+        assert old in solution
+        solution = solution.replace(old, new)
+    exec(compile(solution, "project", "exec"), {})
+    ds = datasets.load("fireside", root=fireside_root / "clean", subjects=["SIM01", "SIMX"])
+    share = {s: ds.truth(s)[list(fireside.LEVELS)].mean() for s in ds.subjects}
+    stronger = (share["SIMX"] - share["SIM01"]).idxmax()
+    assert capsys.readouterr().out.splitlines()[-1] == f"stronger: {stronger}"
+    assert stronger not in page.split("## One way")[1]

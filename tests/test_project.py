@@ -71,7 +71,8 @@ def test_a_notebook_follows_the_skeleton(path):
     assert len(re.findall(r"^# ", text, re.M)) == 1
     assert not re.search(r"\{[a-z-]+\}`|^:::|^```\{", text, re.M)  # MyST, which Colab shows raw
     solutions = [c for c in code_cells(path) if c.source.startswith("# @title Solution")]
-    assert len(solutions) >= 2 and all("hide-cell" in c.metadata.tags for c in solutions)
+    assert len(solutions) >= 3 and all("hide-cell" in c.metadata.tags for c in solutions)
+    assert text.count("<summary>Answer</summary>") >= 3
 
 
 @each
@@ -99,7 +100,7 @@ def test_cells_are_explained_and_their_figures_described(path):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 15, node.name
         if "plt.subplots" in cell.source or "plot_cortex" in cell.source:
-            assert 5 <= len(cell.metadata.mystnb.image.alt.split()) <= 60, cell.source[:80]
+            assert 5 <= len(cell.metadata.mystnb.image.alt.split()) <= 40, cell.source[:80]
 
 
 @each
@@ -605,7 +606,7 @@ def test_brainlib_stays_thin():
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     docstrings = sum(isinstance(n, documented) and bool(ast.get_docstring(n)) for n in nodes)
     count = sum(isinstance(n, ast.stmt) for n in nodes) - docstrings
-    assert count <= 3_300, f"brainlib has {count} statements; do less, let libraries do it, delete"
+    assert count <= 3_400, f"brainlib has {count} statements; do less, let libraries do it, delete"
 
 
 def imported(path):

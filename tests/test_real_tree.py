@@ -31,8 +31,12 @@ def mirror(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("subject", ["UTS03", "UTS09"])
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+RUNS = [(path, subject) for path in NOTEBOOKS for subject in ("UTS03", "UTS09")]
+# responses of the second are read by notebooks 1 to 4; the later ones ask models of the zoo, which has none here
+RUNS = [(path, subject) for path, subject in RUNS if subject == "UTS03" or path.stem < "05"]
+
+
+@pytest.mark.parametrize("path, subject", RUNS, ids=[f"{p.stem}-{s}" for p, s in RUNS])
 def test_a_notebook_runs_on_a_tree_like_the_real_one(
     path, subject, mirror, model_folder, tmp_path, monkeypatch
 ):

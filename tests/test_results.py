@@ -66,6 +66,7 @@ def test_a_run_becomes_a_row_per_subject_kind_region_and_story(zoo):
     assert set(table.voxels) == {"all"} and set(one_region.voxels) == {"all in auditory"}
     assert table.attrs["stale"] == {}
     assert table.attrs["learning_curves"]["one"][0]["validation"] == 0.1
+    assert table.attrs["parameter_changes"] == {}  # its adapter is kept instead
 
 
 @pytest.mark.parametrize("folder", ["empty", "missing"])
@@ -73,7 +74,7 @@ def test_without_runs_there_is_a_table_without_rows(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     table = results.load_zoo(tmp_path / folder)
     assert list(table.columns) == results.COLUMNS and table.empty
-    assert table.attrs == {"stale": {}, "learning_curves": {}}
+    assert table.attrs == {"stale": {}, "learning_curves": {}, "parameter_changes": {}}
 
 
 def test_a_run_evaluated_on_nobody_gives_its_curve_alone(zoo):

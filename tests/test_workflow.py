@@ -244,6 +244,21 @@ def test_a_workflow_that_is_killed_goes_on_where_it_was(tmp_path, recordings):
     assert set(table.run) == set(runs) and set(table.tuned_on) == {"S1", "S2"}
 
 
+def test_a_run_of_full_tuning_records_which_parameters_changed(tmp_path, recordings, monkeypatch):
+    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
+    import tune
+
+    changes = {k: v for k, v in TINY.items() if k != "rank"} | {"adapter": "full"}
+    settings = {"dataset": str(recordings), "model": "wavlm-pico", "voxels": "all"}
+    run = zoo.Run("full", "g", changes=changes, subjects=["S1"], evaluate_on=[], **settings)
+    tune.perform(run, tmp_path)
+    table = results.load_zoo(tmp_path)
+    change = pd.DataFrame(table.attrs["parameter_changes"]["full"])
+    moved = change.groupby("kind").change.sum()
+    assert moved["convolution"] == 0 and (moved[["q", "v", "feed-forward", "norm"]] > 0).all()
+    assert change.layer.max() == 6  # wavlm-pico's
+
+
 # ------------------------------------------------------------------ sweeps
 def test_a_sweep_is_all_combinations_and_one_table(tmp_path, ds):
     told = {"notebook": "01_data_loading", "out": "out"}

@@ -2,6 +2,7 @@
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
     python tools/build_book.py --links   # ask every link that leads out of the book
+    python tools/build_book.py --own runs/uts03/numbers  # beside a run of yours, on the page *Paper against book*
     python tools/build_book.py --sync    # write address, branch, set-up cell and the notebooks' own parameter files
 
 Staged: `_config.yml`, `_toc.yml`, `book/`, and the executed notebooks under the same relative paths, so that Colab links
@@ -21,7 +22,9 @@ import tempfile
 from pathlib import Path
 
 import address
+import claims
 import delays_view
+import glossary
 import nbformat
 import polish
 import yaml
@@ -55,18 +58,21 @@ def pages() -> list[str]:
 
 
 # ------------------------------------------------------------------ staging
-def stage(stage_dir: Path):
-    """Copy the prose, check the executed notebooks, hide injected parameters, say on each page what made it."""
+def stage(stage_dir: Path, own: Path | None = None):
+    """Copy the prose, check the executed notebooks, hide injected parameters, say on each page what made it.
+
+    `own` is the folder of numbers of a reader's run, which the page on the claims sets beside the book's.
+    """
     report = stage_dir / "runs.json"
     runs = read_json(report, "runs of notebooks", remedy=AGAIN) if report.exists() else {}
     check_runs(runs)
-    stage_prose(stage_dir, runs)
+    stage_prose(stage_dir, runs, own)
     for page in pages():
         if page.startswith("notebooks/"):
             stage_notebook(stage_dir, page, runs)
 
 
-def stage_prose(stage_dir: Path, runs: dict):
+def stage_prose(stage_dir: Path, runs: dict, own: Path | None = None):
     """Copy settings and prose, and put the measured numbers into it."""
     shutil.copy(ROOT / "_toc.yml", stage_dir / "_toc.yml")
     settings = yaml.safe_dump(address.settings_of_the_site(), sort_keys=False)
@@ -79,9 +85,13 @@ def stage_prose(stage_dir: Path, runs: dict):
     (stage_dir / "book" / "_static").rename(stage_dir / "_static")
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
     values = measured() | address.said() | {"RUNS": status_table(runs)}
+    values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
     values |= delays_view.values(stage_dir / "_static")
     for path in (stage_dir / "book").glob("*.md"):
-        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], path.read_text()))
+        text = path.read_text()
+        if path.name != "glossary.md":
+            (text,) = glossary.link_terms([text])
+        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], text))
 
 
 def check_runs(runs: dict):
@@ -111,6 +121,9 @@ def stage_notebook(stage_dir: Path, page: str, runs: dict):
     check_outputs(path)
     notebook = read(path)
     prepare(notebook, runs[path.stem])
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell, text in zip(prose, glossary.link_terms([cell.source for cell in prose])):
+        cell.source = text
     nbformat.write(notebook, path)
 
 
@@ -134,8 +147,8 @@ def prepare(notebook, run: dict):
             lines = cell.source.splitlines()
             cell.source = "\n".join(x for x in lines if not x.startswith(GENERATED))
     title, _, rest = notebook.cells[0].source.partition("\n")
-    values = run["parameters"].items()
-    listed = ", ".join(f"`{k}` {v}" for k, v in values if v not in ("", None)) or "defaults"
+    values = [(k, v) for k, v in run["parameters"].items() if v not in ("", None) and k != "out"]
+    listed = ", ".join(f"`{k}` {v}" for k, v in values) or "defaults"
     took = f"{run['seconds']:.0f} s with {run['peak_mb'] / 1000:.1f} GB of memory"
     note = f"*Made by `make book` in {took}; parameters: {listed}.*"
     if other:
@@ -412,6 +425,9 @@ def main(arguments=None) -> int:
         action="store_true",
         help="only ask every link that leads out of the book; needs a network, no executed notebook",
     )
+    parser.add_argument(
+        "--own", type=Path, help="folder of numbers of a run of yours, for the page on the claims"
+    )
     options = parser.parse_args(arguments)
     if options.sync:
         sync()
@@ -420,17 +436,17 @@ def main(arguments=None) -> int:
         if options.links:
             check_links()
         else:
-            build_site()
+            build_site(options.own)
     except (BookError, NotebookError, OSError, ValueError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def build_site():
+def build_site(own: Path | None = None):
     """The site, from the executed notebooks; an earlier one is put aside first."""
     retire_site()
-    stage(STAGE)
+    stage(STAGE, own)
     jupyter_book(STAGE)
     polish.polish(STAGE / "_build" / "html")
     check_site(STAGE / "_build" / "html")

@@ -19,7 +19,7 @@ import numpy as np
 from zoo import HERE, Run, read_grid
 
 import fireside
-from brainlib import datasets, evaluation, lowlevel, results, runtime
+from brainlib import datasets, evaluation, inside, lowlevel, results, runtime
 from brainlib.saving import digest
 from brainlib.scores import FLOOR
 from brainlib.speech import SpeechEncoder
@@ -194,6 +194,10 @@ def perform(run: Run, out: Path) -> dict:
     tuner = tune(run, ds, encoder, checkpoints)
     numbers = {"history": tuner.history, "kept_epoch": tuner.kept_epoch}
     numbers |= {"stories": ds.split["test"], "scores": scores(run, ds, tuner)}
+    if tuner.recipe.adapter == "full":  # whose weights are too large to keep
+        untuned = SpeechEncoder.from_pretrained(run.model)
+        change = inside.parameter_change(untuned, encoder)
+        numbers["parameter_change"] = change.to_dict("list")
     saved = {}
     if run.keep_model:
         with runtime.atomic(out / "adapters" / run.stem) as part:
