@@ -3,8 +3,10 @@
 # make lab    JupyterLab on the notebooks, in the same environment
 # make runs   the tuned models that notebooks share, into results/zoo: only what is missing or stale (hours if it is all)
 # make site   the site alone, from notebooks that are run; OWN=folder sets numbers of a run of yours beside the book's
+# make single the whole book as one PDF, after make book; the welcome page then has a link to it
 # make publish REMOTE=git@github.com:you/your-book.git   the site, tested, to the branch gh-pages of that repository
 # make lint   ruff on code and notebooks, codespell on all that is written
+# make links  asks every link that leads out of the book (needs a network)
 # make clean  all that can be made again
 # LOCKED=1 installs the versions of requirements.lock
 # JOBS notebooks, or tests, run at a time: JOBS=1 needs half the memory
@@ -20,7 +22,7 @@ PAGES ?= gh-pages
 export OMP_NUM_THREADS ?= 2
 export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 
-.PHONY: book test lint clean notebooks site runs lab publish no-remote
+.PHONY: book test lint clean notebooks site runs lab publish no-remote single links
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml
@@ -42,10 +44,17 @@ book: notebooks
 	$(MAKE) site
 
 publish: $(if $(REMOTE),site,no-remote)
+	$(MAKE) single
 	$(BIN)/ghp-import --no-jekyll --no-history --force --push --remote $(REMOTE) --branch $(PAGES) --message "The book" _build/html
 
 no-remote:
 	$(error REMOTE is not set: make publish REMOTE=<address of a git repository>)
+
+links: $(VENV)/ready
+	$(BIN)/python tools/build_book.py --links
+
+single: $(VENV)/ready
+	$(BIN)/python tools/single.py
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not site" tests brainlib

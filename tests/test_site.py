@@ -8,14 +8,14 @@ import threading
 import address as public
 import build_book
 import pytest
+import single
+import yaml
 from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
 from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.site
 SITE = ROOT / "_build" / "html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
 SCREEN = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 PAGES = build_book.pages()
@@ -98,11 +98,10 @@ def address():
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
+    if not any(map(shutil.which, single.BROWSERS)):
         pytest.skip("no chromium on this machine")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        chromium = single.chromium(playwright)
         yield chromium
         chromium.close()
 
@@ -282,6 +281,56 @@ def test_sliders_choose_another_picture_and_say_what_it_shows(page, address):
     said = figure.locator("figcaption").inner_text()
     assert said != before and "2 to 16 s" in said and said in picture.get_attribute("alt")
     assert figure.locator("input").last.get_attribute("aria-valuetext") == "8"
+
+
+# ------------------------------------------------------------------ a small book
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A staged book of two pages, the first of which leads to the second."""
+    folder = tmp_path_factory.mktemp("book")
+    settings = {"title": "Small", "execute": {"execute_notebooks": "off"}}
+    (folder / "_config.yml").write_text(yaml.safe_dump(settings))
+    (folder / "_toc.yml").write_text("format: jb-book\nroot: a\nchapters: [{file: b}]\n")
+    (folder / "a.md").write_text("# First\n\n[to it](b.md)\n\n$x < y$\n")
+    (folder / "b.md").write_text("# Second\n\n## Part\n\n<details>folded</details>\n")
+    return folder
+
+
+def test_the_single_file_holds_every_page(small, tmp_path):
+    pdf = tmp_path / "book.pdf"
+    single.print_pdf(single.one_page(small, "a"), pdf)
+    single.check(pdf, ["First", "Second", "Part"])
+    with pytest.raises(build_book.BookError, match="lacks the pages .'Third'"):
+        single.check(pdf, ["First", "Third"])
+
+
+def test_the_welcome_page_has_one_link_to_the_single_file_once_it_is_there(tmp_path):
+    (tmp_path / single.NAME).write_bytes(b"x")
+    page = tmp_path / f"{PAGES[0]}.html"
+    page.parent.mkdir()
+    page.write_text(f"<p>text</p>{single.MARK}<h2>next</h2>")
+    for _ in range(2):
+        single.link(tmp_path)
+        assert page.read_text().count('href="../book.pdf"') == 1
+    assert single.MARK in (SITE / f"{PAGES[0]}.html").read_text()
+    assert ("book.pdf" in (SITE / f"{PAGES[0]}.html").read_text()) == (SITE / single.NAME).exists()
+
+
+@pytest.mark.parametrize("link", ["[x](missing.md)", "[x](b.md#no-such-part)"])
+def test_a_link_that_leads_nowhere_in_the_book_fails_the_build(small, tmp_path, link):
+    book = shutil.copytree(small, tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
+    (book / "a.md").write_text(f"# First\n\n{link}\n")
+    with pytest.raises(build_book.BookError, match="something to warn of"):
+        build_book.jupyter_book(book)
+
+
+def test_a_link_that_leads_out_of_the_book_and_does_not_answer_is_found(small, address, tmp_path):
+    book = shutil.copytree(small, tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
+    (book / "a.md").write_text(f"# First\n\n[there]({address}index.html)\n")
+    build_book.jupyter_book(book, "linkcheck")
+    (book / "a.md").write_text(f"# First\n\n[gone]({address}gone.html)\n")
+    with pytest.raises(build_book.BookError, match="something to warn of"):
+        build_book.jupyter_book(book, "linkcheck")
 
 
 def test_no_page_is_too_large_for_a_slow_line():

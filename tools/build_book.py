@@ -1,6 +1,7 @@
 """Build the site from executed notebooks, and refuse a site that is not whole.
 
     python tools/build_book.py           # _build/stage/notebooks (from run_notebooks.py) -> _build/html
+    python tools/build_book.py --links   # ask every link that leads out of the book
     python tools/build_book.py --own runs/uts03/numbers  # beside a run of yours, on the page *Paper against book*
     python tools/build_book.py --sync    # write address, branch, set-up cell and the notebooks' own parameter files
 
@@ -17,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import address
@@ -61,6 +63,17 @@ def stage(stage_dir: Path, own: Path | None = None):
 
     `own` is the folder of numbers of a reader's run, which the page on the claims sets beside the book's.
     """
+    report = stage_dir / "runs.json"
+    runs = read_json(report, "runs of notebooks", remedy=AGAIN) if report.exists() else {}
+    check_runs(runs)
+    stage_prose(stage_dir, runs, own)
+    for page in pages():
+        if page.startswith("notebooks/"):
+            stage_notebook(stage_dir, page, runs)
+
+
+def stage_prose(stage_dir: Path, runs: dict, own: Path | None = None):
+    """Copy settings and prose, and put the measured numbers into it."""
     shutil.copy(ROOT / "_toc.yml", stage_dir / "_toc.yml")
     settings = yaml.safe_dump(address.settings_of_the_site(), sort_keys=False)
     (stage_dir / "_config.yml").write_text(settings)
@@ -71,12 +84,6 @@ def stage(stage_dir: Path, own: Path | None = None):
     # style sheets belong at the top
     (stage_dir / "book" / "_static").rename(stage_dir / "_static")
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
-    report = stage_dir / "runs.json"
-    runs = read_json(report, "runs of notebooks", remedy=AGAIN) if report.exists() else {}
-    check_runs(runs)
-    for page in pages():
-        if page.startswith("notebooks/"):
-            stage_notebook(stage_dir, page, runs)
     values = measured() | address.said() | {"RUNS": status_table(runs)}
     values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
     values |= delays_view.values(stage_dir / "_static")
@@ -128,7 +135,7 @@ def prepare(notebook, run: dict):
     other = run["parameters"].get("dataset", "fireside") != "fireside"
     for cell in notebook.cells:
         tags = cell.metadata.setdefault("tags", [])
-        if other and "mystnb" in cell.metadata:
+        if other and "image" in cell.metadata.get("mystnb", {}):
             image = cell.metadata.mystnb.image
             image.alt = image.alt.removesuffix("; simulated")
         if "injected-parameters" in tags and "remove-cell" not in tags:
@@ -392,12 +399,13 @@ def write(path: Path, text: str):
 
 
 # ------------------------------------------------------------------ the site
-def jupyter_book(folder: Path):
-    """Build the staged tree; a warning is an error."""
+def jupyter_book(folder: Path, builder: str = "html"):
+    """Build a staged tree; a warning is an error, as is a link that leads nowhere in the book."""
     shutil.rmtree(folder / "_build", ignore_errors=True)
     start = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", str(folder), "-n", "-W", "--keep-going"]
-    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True)
+    command += ["--quiet", "--builder", builder]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         raise BookError("jupyter-book found something to warn of (above)")
@@ -413,25 +421,48 @@ def main(arguments=None) -> int:
         help="only write address, set-up cell and parameter files where they belong",
     )
     parser.add_argument(
+        "--links",
+        action="store_true",
+        help="only ask every link that leads out of the book; needs a network, no executed notebook",
+    )
+    parser.add_argument(
         "--own", type=Path, help="folder of numbers of a run of yours, for the page on the claims"
     )
     options = parser.parse_args(arguments)
     if options.sync:
         sync()
         return 0
-    retire_site()
     try:
-        stage(STAGE, options.own)
-        jupyter_book(STAGE)
-        polish.polish(STAGE / "_build" / "html")
-        check_site(STAGE / "_build" / "html")
-        shutil.rmtree(SITE, ignore_errors=True)
-        shutil.copytree(STAGE / "_build" / "html", SITE)
+        if options.links:
+            check_links()
+        else:
+            build_site(options.own)
     except (BookError, NotebookError, OSError, ValueError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
-    print(f"{len(pages())} pages in {SITE / 'index.html'}")
     return 0
+
+
+def build_site(own: Path | None = None):
+    """The site, from the executed notebooks; an earlier one is put aside first."""
+    retire_site()
+    stage(STAGE, own)
+    jupyter_book(STAGE)
+    polish.polish(STAGE / "_build" / "html")
+    check_site(STAGE / "_build" / "html")
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.copytree(STAGE / "_build" / "html", SITE)
+    print(f"{len(pages())} pages in {SITE / 'index.html'}")
+
+
+def check_links():
+    """Ask every link that leads out of the book, by Sphinx's linkcheck; the notebooks need not have been executed."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage_prose(Path(folder), {})
+        clean = shutil.ignore_patterns("params", "*.toml")
+        shutil.copytree(ROOT / "notebooks", Path(folder) / "notebooks", ignore=clean)
+        jupyter_book(Path(folder), "linkcheck")
+    print("every link that leads out of the book answers")
 
 
 if __name__ == "__main__":
