@@ -16,6 +16,7 @@ from .levels import (
     word_vectors,
 )
 from .probe import probe_set
+from .sentences import sentences
 from .simulation import (
     FOOLING,
     SUBJECTS,
@@ -46,6 +47,7 @@ __all__ = [
     "log_rank",
     "open_dataset",
     "probe_set",
+    "sentences",
     "unheard_share",
     "vectors",
     "without_levels",
