@@ -16,7 +16,7 @@ from .levels import (
     word_vectors,
 )
 from .probe import probe_set
-from .sentences import sentences
+from .sentences import sentences, topics
 from .simulation import (
     FOOLING,
     SUBJECTS,
@@ -48,6 +48,7 @@ __all__ = [
     "open_dataset",
     "probe_set",
     "sentences",
+    "topics",
     "unheard_share",
     "vectors",
     "without_levels",
