@@ -25,18 +25,22 @@ export BRAINLIB_CACHE ?= $(CURDIR)/_build/cache
 .PHONY: book test lint clean notebooks site runs lab publish no-remote single links
 .DELETE_ON_ERROR:
 
-$(VENV)/ready: pyproject.toml
+# whether the versions are locked is part of the name, so that a change of it installs anew
+READY := $(VENV)/ready$(if $(LOCKED),-locked)
+
+$(READY): pyproject.toml $(if $(LOCKED),requirements.lock)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile $(PIP_EXTRA) $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-compile $(if $(LOCKED),-c requirements.lock) -e ".[book,test,dev]"
 	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true
+	rm -f $(VENV)/ready*
 	touch $@
 
-notebooks: $(VENV)/ready
+notebooks: $(READY)
 	$(BIN)/python tools/run_notebooks.py --jobs $(JOBS) --params $(PARAMS)
 
-site: $(VENV)/ready
+site: $(READY)
 	$(BIN)/python tools/build_book.py $(if $(OWN),--own $(OWN))
 	$(BIN)/python -m pytest tests/test_site.py -m site
 
@@ -50,22 +54,22 @@ publish: $(if $(REMOTE),site,no-remote)
 no-remote:
 	$(error REMOTE is not set: make publish REMOTE=<address of a git repository>)
 
-links: $(VENV)/ready
+links: $(READY)
 	$(BIN)/python tools/build_book.py --links
 
-single: $(VENV)/ready
+single: $(READY)
 	$(BIN)/python tools/single.py
 
-test: $(VENV)/ready
+test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not site" tests brainlib
 
-lab: $(VENV)/ready
+lab: $(READY)
 	$(BIN)/python -m jupyterlab notebooks
 
-runs: $(VENV)/ready
+runs: $(READY)
 	$(BIN)/snakemake --profile workflow/profiles/local
 
-lint: $(VENV)/ready
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell

@@ -39,6 +39,7 @@ EMOTIONS = {
     "NEU": "neutral",
     "SAD": "sadness",
 }
+APART = ("timit", "speech_commands", "crema_d")  # no speaker is in two parts
 SPLITS = {"train": "train", "validation": "val", "dev": "val", "devel": "val", "test": "test"}
 
 
@@ -53,13 +54,13 @@ def load_corpus(name: str, root: str | Path, **options) -> pd.DataFrame:
         ``audio/slurp_real``; of Speech Commands the one with a folder per word; of CREMA-D the one with ``AudioWAV``. For
         "superb", what ``datasets.load_dataset`` takes: a folder, or a name on the hub.
     **options
-        For "superb": `task`, such as "ks".
+        For "superb": `task`, such as "ks", and ``download=True`` if a name on the hub is to be fetched.
 
     Returns
     -------
     table : DataFrame
         One row per recording: `path`, `target` (word, intent, emotion, label, or list of TIMIT's 39 phones), `part` ("train",
-        "val" or "test"), `story` (the speaker where he is known, else the recording: over what a spread is taken), and what
+        "val" or "test"), `story` (the speaker where known, of SLURP the sentence: over what a spread is taken), and what
         else the corpus says. ``table.attrs["labels"]`` holds the labels, the same for all parts.
 
     Raises
@@ -67,9 +68,10 @@ def load_corpus(name: str, root: str | Path, **options) -> pd.DataFrame:
     KeyError
         For an unknown name.
     FileNotFoundError
-        If the folder lacks what the corpus consists of.
+        If the folder lacks what the corpus consists of, a whole part included.
     ValueError
-        If validation or test have labels that training has not, or a file is not what its name says.
+        If validation or test have labels that training has not, a recording is listed twice, a speaker is in two parts, or a
+        file is not what its name says.
 
     Notes
     -----
@@ -82,6 +84,18 @@ def load_corpus(name: str, root: str | Path, **options) -> pd.DataFrame:
         root = Path(root).expanduser()
     table = pd.DataFrame(READERS[name](root, **options))
     require(len(table), f"{root}: no recordings of {name}", kind=FileNotFoundError)
+    lacking = sorted(set(SPLITS.values()) - set(table.part))
+    require(not lacking, f"{root}: no recordings of part {lacking}", kind=FileNotFoundError)
+    twice = table.path[table.path.duplicated()]
+    require(
+        not len(twice), f"{root}: {len(twice)} recordings are listed twice, as {twice[:1].tolist()}"
+    )
+    if name in APART:
+        parts = table.groupby("story").part.nunique()
+        both = parts[parts > 1].index.tolist()
+        require(
+            not both, f"{root}: speakers {both[:5]} are in two parts; is a list of the split cut?"
+        )
     fixed = {"timit": TIMIT_PHONES, "crema_d": sorted(EMOTIONS.values())}.get(name)
     table.attrs["labels"] = check_labels(table, fixed)
     return table
@@ -127,6 +141,12 @@ def _folder(root: Path, name: str) -> Path:
 def _timit(root):
     for half in ("train", "test"):
         files = _files(_folder(root, half), ".phn")
+        n_sounds = len(_files(_folder(root, half), ".wav"))
+        require(
+            n_sounds == len(files),
+            f"{root}: {half} has {n_sounds} .WAV and {len(files)} .PHN; expected one for each",
+            kind=FileNotFoundError,
+        )
         speakers = sorted({path.parent.name for path in files})
         for path in files:
             with reading(path, "phones of TIMIT: first and last sample, and the phone"):
@@ -153,7 +173,10 @@ def _slurp(root):
         path = texts / f"{split}.jsonl"
         with reading(path, "utterances of SLURP, one JSON object per line"):
             rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-            rows = [(row["intent"], row["sentence"], row["recordings"]) for row in rows]
+            rows = [  # the file's own "intent" lacks the scenario in some rows
+                (f"{row['scenario']}_{row['action']}", row["sentence"], row["recordings"])
+                for row in rows
+            ]
         for intent, sentence, recordings in rows:
             for recording in recordings:
                 name = recording["file"]
@@ -166,7 +189,7 @@ def _slurp(root):
                     "path": sounds[name],
                     "target": intent,
                     "part": SPLITS[split],
-                    "story": name,
+                    "story": sentence,
                     "text": sentence,
                 }
 
@@ -176,8 +199,15 @@ def _speech_commands(root):
     for split, name in (("val", "validation"), ("test", "testing")):
         path = root / f"{name}_list.txt"
         require(path.exists(), f"{path}: not found; it tells the split", kind=FileNotFoundError)
-        listed |= dict.fromkeys(path.read_text().split(), split)
-    for path in _files(root, ".wav"):
+        names = path.read_text().split()
+        absent = [name for name in names if not (root / name).is_file()]
+        require(
+            names and not absent,
+            f"{path}: names {len(names)} recordings, {len(absent)} of which are not there {absent[:2]}",
+            kind=FileNotFoundError,
+        )
+        listed |= dict.fromkeys(names, split)
+    for path in sorted(root.glob("*/*.wav")):
         word = path.parent.name
         if not word.startswith("_"):  # background noise
             yield {
@@ -203,7 +233,12 @@ def _crema_d(root):
         }
 
 
-def _superb(root, *, task: str):
+def _superb(root, *, task: str, download: bool = False):
+    require(
+        download or Path(root).is_dir(),
+        f"{root}: no such folder; to fetch it from the hub call with download=True",
+        kind=FileNotFoundError,
+    )
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -214,7 +249,13 @@ def _superb(root, *, task: str):
     for split, rows in loaded.items():
         require(split in SPLITS, f"superb {task}: split {split!r}; expected one of {list(SPLITS)}")
         names = rows.features["label"].names
+        if "audio" in rows.features:  # it would be decoded row by row
+            rows = rows.remove_columns("audio")
         for row in rows:
+            require(
+                0 <= row["label"] < len(names),
+                f"superb {task}: {row['file']} of {split} has no label ({row['label']})",
+            )
             yield {
                 "path": Path(row["file"]),
                 "target": names[row["label"]],

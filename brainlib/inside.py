@@ -80,7 +80,8 @@ def relative_change(table: pd.DataFrame, by) -> pd.Series:
         Indexed by the groups; NaN where the base is all zero.
     """
     squares = table[["change", "norm"]].astype(float) ** 2
-    sums = squares.groupby([table[column] for column in np.atleast_1d(by)]).sum()
+    by = [table[column] for column in np.atleast_1d(by)]
+    sums = squares.groupby(by).agg(lambda x: x.sum(skipna=False))  # NaN: training diverged
     return (sums.change / sums.norm.where(sums.norm > 0)) ** 0.5
 
 
@@ -115,9 +116,15 @@ def centred_kernel_alignment(x, y) -> float:
         len(x) == len(y),
         f"{len(x)} and {len(y)} samples; expected the same sound through both models",
     )
-    x, y = (np.asarray(z, float) - np.mean(z, 0, dtype=float) for z in (x, y))
+    x, y = (_centred(z) for z in (x, y))
     own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
     return float(np.linalg.norm(x.T @ y) ** 2 / own) if own > 0 else np.nan
+
+
+def _centred(x):
+    """Columns less their means; exactly zero in columns that never change."""
+    x = np.asarray(x, float)
+    return np.where(np.ptp(x, axis=0) > 0, x - x.mean(0), 0.0)
 
 
 def effective_dimension(x) -> float:
@@ -131,7 +138,7 @@ def effective_dimension(x) -> float:
     x : array of shape (n_samples, width)
         NaN if it is constant.
     """
-    x = np.asarray(x, float) - np.mean(x, 0, dtype=float)
+    x = _centred(x)
     covariance = x.T @ x
     squares = np.square(covariance).sum()
     return float(np.trace(covariance) ** 2 / squares) if squares > 0 else np.nan
@@ -159,8 +166,8 @@ def intrinsic_dimension(x, *, k: int = 1) -> float:
 
     require(len(x) > 2 * k + 1, f"{len(x)} samples; expected more than {2 * k + 1} for k={k}")
     distances = NearestNeighbors(n_neighbors=2 * k).fit(np.asarray(x, float)).kneighbors()[0]
+    require(distances.min() > 0, "some samples are equal; expected each one once")
     near, far = distances[:, k - 1], distances[:, 2 * k - 1]
-    require(near.min() > 0, "some samples are equal; expected each one once")
     logs = np.log(far / near)  # of the ratios mu
 
     def cost(d):  # minus the mean log likelihood: concave in d, so there is one maximum

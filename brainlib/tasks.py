@@ -44,7 +44,9 @@ class Task:
     epochs : int
         At most.
     pool : int
-        Frames that are averaged to one, where frames count.
+        Frames that are to be averaged to one before, where frames count.
+    alphabet : tuple of str
+        Symbols of a sequence; empty: letters for WER, else fireside's phonemes. Of a corpus: ``table.attrs["labels"]``.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Task:
     unit: str
     epochs: int = 20
     pool: int = 1
+    alphabet: tuple[str, ...] = ()
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -68,7 +71,7 @@ class Task:
     @property
     def symbols(self) -> list[str]:
         """That a sequence is made of."""
-        return CHARACTERS if self.metric == "WER" else PHONES
+        return list(self.alphabet) or (CHARACTERS if self.metric == "WER" else PHONES)
 
 
 TASKS = {
@@ -225,6 +228,7 @@ class _Presence:
 
     def __init__(self, task, targets):
         targets = np.stack(targets)
+        require(np.isin(targets, (0, 1)).all(), f"{task.name}: targets other than 0 and 1")
         self.n_out = targets.shape[1]
         present = targets.mean(0).clip(0.5 / len(targets), 1 - 0.5 / len(targets))
         self.weights = torch.tensor((1 - present) / present, dtype=torch.float32)
@@ -244,6 +248,8 @@ class _Presence:
 
         truth, guesses = np.stack(truth), np.stack(guesses)
         some = truth.any(0)  # a class that is never there has no F1
+        if not some.any():
+            return np.nan
         return f1_score(truth[:, some], guesses[:, some], average="macro", zero_division=0)
 
 
@@ -397,14 +403,19 @@ def evaluate_task(task, states, table, *, seeds=(0, 1, 2), learning_rates=None) 
 
     Notes
     -----
-    For pairs, each class in turn is unknown to training: the head learns to tell the others. A pair is a validation item
-    of this class with any test item, so always of two stories; its score is the cosine of the two mixed states.
+    For pairs, each class in turn is unknown to training: the head learns to tell the others, and its rate and epoch are
+    those at which it tells them best. A pair is a validation item of this class with any test item, so always of two
+    stories; its score is the cosine of the two mixed states, without the linear map. The threshold of an equal error rate
+    is, by definition, found on the pairs that are scored.
     """
     task = TASKS[task] if isinstance(task, str) else task
     part = table.part.to_numpy()
     n = {name: int((part == name).sum()) for name in PARTS}
-    require(all(n.values()), f"{task.name}: items {n}; expected some in each part")
+    others = sorted(set(part) - set(PARTS))
+    require(all(n.values()) and not others, f"{task.name}: items {n}, other parts {others}")
     require(len(states) == len(table), f"{task.name}: {len(states)} states, {len(table)} items")
+    wrong = sum(not np.isfinite(np.asarray(x, np.float32)).all() for x in states)
+    require(not wrong, f"{task.name}: states of {wrong} items hold NaN or infinity")
     states = _States(task, states, np.flatnonzero(part == "train"))
     run = (_pairs if task.kind == "pairs" else _items)(task, states, table)
     tried = {lr: run(seeds[0], lr) for lr in learning_rates or task.rates}
@@ -456,6 +467,7 @@ def _pairs(task, states, table):
     classes = sorted(set(targets[part == "test"]))
     lacking = [name for name in classes if not any((part == "val") & (targets == name))]
     require(not lacking, f"{task.name}: {lacking} have test but no validation items")
+    require(len(classes) > 1, f"{task.name}: test items of {classes} alone; expected two or more")
 
     def leave_out(name, seed, lr):
         known = targets != name

@@ -30,7 +30,7 @@ def test_a_claim_that_no_run_asked_is_said_to_be_open(tmp_path):
 
 
 def test_a_run_s_words_stand_in_its_row_and_yours_beside_them(tmp_path):
-    book = write(tmp_path / "book", found="+0.1 (0.0 to 0.2)", truth="+0.0")
+    book = write(tmp_path / "book", found="+0.1 (0.0 to 0.2)", truth="+0.0\n")
     own = write(tmp_path / "own", found="+0.3", simulated=False)
     first, second, *_ = cells(claims.table(book, own))
     assert first[2:] == ["+0.1 (0.0 to 0.2) (simulated)", "not asked", "+0.0", "+0.3 (mine)"]
@@ -40,6 +40,11 @@ def test_a_run_s_words_stand_in_its_row_and_yours_beside_them(tmp_path):
 def test_what_is_no_numbers_of_a_notebook_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder of numbers"):
         claims.table(tmp_path, tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="no numbers of a notebook"):
+        claims.table(tmp_path, tmp_path)
+    write(tmp_path, control="+0.1")
+    with pytest.raises(ValueError, match="without words of what was found"):
+        claims.table(tmp_path)
     path = tmp_path / "03_lora_brain_tuning.json"
     results.record(path, {"score": 1})
     with pytest.raises(ValueError, match="without `claims`"):

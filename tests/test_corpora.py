@@ -69,6 +69,9 @@ def test_a_phone_that_is_none_is_refused(tmp_path):
     next(root.rglob("*.PHN")).write_text("0 800\n")
     with pytest.raises(ValueError, match="expected phones of TIMIT"):
         corpora.load_corpus("timit", root)
+    next(root.rglob("*.PHN")).unlink()
+    with pytest.raises(FileNotFoundError, match="20 .WAV and 19 .PHN|4 .WAV and 3 .PHN"):
+        corpora.load_corpus("timit", root)
 
 
 def slurp(root, test_intent="play_music"):
@@ -79,7 +82,8 @@ def slurp(root, test_intent="play_music"):
         for i, intent in enumerate(names):
             file = f"audio-{split}{i}.flac"
             sound(root / "audio/slurp_real" / file)
-            row = {"slurp_id": i, "sentence": "do it", "intent": intent}
+            row = {"slurp_id": i, "sentence": "do it", "intent": intent.split("_")[1]}
+            row |= dict(zip(("scenario", "action"), intent.split("_")))
             lines.append(json.dumps(row | {"recordings": [{"file": file, "status": "correct"}]}))
         (root / f"dataset/slurp/{split}.jsonl").write_text("\n".join(lines) + "\n")
     return root
@@ -116,6 +120,14 @@ def test_speech_commands_follows_the_lists_and_leaves_the_noise_out(tmp_path):
     table = corpora.load_corpus("speech_commands", tmp_path)
     assert by_part(table) == {"train": 2, "val": 2, "test": 2}
     assert table.attrs["labels"] == ["no", "yes"] and set(table.story) == set("abc")
+    for text, message in {
+        "": "names 0 recordings",
+        "yes/d_nohash_0.wav": "1 of which are not there",
+        "yes/c_nohash_0.wav": "speakers .'c'. are in two parts",
+    }.items():  # empty, of another release, cut midway
+        (tmp_path / "testing_list.txt").write_text(text)
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            corpora.load_corpus("speech_commands", tmp_path)
     (tmp_path / "testing_list.txt").unlink()
     with pytest.raises(FileNotFoundError, match="testing_list.txt"):
         corpora.load_corpus("speech_commands", tmp_path)
@@ -139,22 +151,32 @@ class Rows(list):
     features = {"label": SimpleNamespace(names=["yes", "no", "up"])}
 
 
-def test_superb_is_read_by_the_library_with_its_own_label_names(monkeypatch):
+def test_superb_is_read_by_the_library_with_its_own_label_names(monkeypatch, tmp_path):
+    rows = {"train": [0, 1, 2], "validation": [2], "test": [1]}
+
     def load_dataset(path, task):
-        assert (path, task) == ("some/folder", "ks")
-        rows = {"train": [0, 1, 2], "validation": [2], "test": [1]}
+        assert (path, task) == (str(tmp_path), "ks")
         return {k: Rows({"file": f"{k}{i}", "label": i} for i in v) for k, v in rows.items()}
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    table = corpora.load_corpus("superb", "some/folder", task="ks")
+    table = corpora.load_corpus("superb", tmp_path, task="ks")
     assert table.target.tolist() == ["yes", "no", "up", "up", "no"]
     assert by_part(table) == {"train": 3, "val": 1, "test": 1}
+    rows["test"] = [-1]  # the library's word for no label
+    with pytest.raises(ValueError, match="test-1 of test has no label"):
+        corpora.load_corpus("superb", tmp_path, task="ks")
+
+
+def test_nothing_is_fetched_from_the_hub_unasked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=None))
+    with pytest.raises(FileNotFoundError, match="download=True"):
+        corpora.load_corpus("superb", "superb", task="ks")
 
 
 def test_without_the_library_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install datasets"):
-        corpora.load_corpus("superb", "some/folder", task="ks")
+        corpora.load_corpus("superb", "superb", task="ks", download=True)
 
 
 @pytest.mark.parametrize("name", ["timit", "slurp", "speech_commands", "crema_d"])

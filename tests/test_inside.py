@@ -70,6 +70,8 @@ def test_a_group_of_parameters_is_one_long_vector():
     relative = inside.relative_change(table, ["layer", "kind"])
     assert relative[1, "q"] == pytest.approx(0.5) and np.isnan(relative[2, "k"])
     assert inside.relative_change(table, "layer")[1] == pytest.approx(0.5)
+    diverged = table.assign(change=[3.0, np.nan, 0.0])
+    assert np.isnan(inside.relative_change(diverged, "layer")[1])  # and not "unchanged"
 
 
 def test_every_parameter_of_a_real_model_has_a_layer_and_a_kind():
@@ -121,7 +123,8 @@ def test_alignment_is_that_of_the_centred_kernels():
 
 
 def test_alignment_of_a_constant_is_no_number_and_of_other_sound_refused():
-    assert np.isnan(inside.centred_kernel_alignment(np.ones((9, 2)), np.eye(9)))
+    constant = np.full((9, 2), 0.1)  # whose mean is not exactly 0.1
+    assert np.isnan(inside.centred_kernel_alignment(constant, np.eye(9)))
     with pytest.raises(ValueError, match="9 and 8 samples; expected the same sound"):
         inside.centred_kernel_alignment(np.eye(9), np.eye(8))
 
@@ -132,7 +135,7 @@ def test_effective_dimension_counts_directions_that_vary_alike():
     assert inside.effective_dimension(corners * [1, 1, 0] + 5) == pytest.approx(2)
     # variances 4, 1, 1: 6 squared over 16 + 1 + 1
     assert inside.effective_dimension(corners * [2, 1, 1]) == pytest.approx(36 / 18)
-    assert np.isnan(inside.effective_dimension(np.ones((4, 3))))
+    assert np.isnan(inside.effective_dimension(np.full((9, 3), 0.1)))
 
 
 def manifold(name, n=2000):

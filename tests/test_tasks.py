@@ -214,7 +214,7 @@ def test_two_runs_are_the_same_and_another_seed_is_another_run():
 
 def test_what_cannot_be_evaluated_is_refused():
     target, x = classes(), states_of(classes())
-    with pytest.raises(ValueError, match="'val': 0.*expected some in each part"):
+    with pytest.raises(ValueError, match="'val': 0, 'test': 120}, other parts"):
         tasks.evaluate_task(
             "sentence type", x, table(target, part=np.where(PART == "val", "test", PART))
         )
@@ -229,6 +229,22 @@ def test_what_cannot_be_evaluated_is_refused():
         tasks.evaluate_task("sentence type", x[:3], table(target))
     with pytest.raises(ValueError, match="one class"):
         tasks.evaluate_task("sentence type", x, table(0 * target))
+    with pytest.raises(ValueError, match=r"other parts \['Train'\]"):
+        tasks.evaluate_task(
+            "sentence type", x, table(target, part=np.where(STORY == "b", "Train", PART))
+        )
+    with pytest.raises(ValueError, match="targets other than 0 and 1"):
+        tasks.evaluate_task("phoneme presence", x, table(np.eye(4, dtype=int)[target] * 2))
+    broken = x.copy()
+    broken[5, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="states of 1 items hold NaN or infinity"):
+        tasks.evaluate_task("sentence type", broken, table(target))
+
+
+def test_phones_of_a_corpus_are_an_alphabet_of_their_own():
+    task = tasks.Task("phones", "phonetic", "symbols", "PER", "frames", alphabet=("ih", "sil"))
+    kind = tasks.KINDS["symbols"](task, [])
+    assert kind.n_out == 3 and kind.encode([["sil", "ih"]])[0].tolist() == [2, 1]
 
 
 def test_phrases_end_at_pauses_and_when_they_get_long():

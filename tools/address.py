@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOLDERS = ("README.md", "notebooks/*.ipynb")  # files that hold the address
 COLAB = "https://colab.research.google.com"
 BADGE = f"[![Open In Colab]({COLAB}/assets/colab-badge.svg)]"
+SETUP_TITLE = "# @title Set-up"  # by which the set-up cell is known
 BLOCK = re.compile(r"(<!-- address[^>]*-->\n).*?(<!-- /address -->)", re.S)  # of the README
 HOW_TO_SET = (
     "This copy of the book has no public address yet, so there is nothing that Colab could open."
@@ -44,7 +45,13 @@ def repository() -> tuple[str, str]:
 
 def address() -> str:
     """`owner/name` of the repository, "" while there is none."""
-    return repository()[0].removeprefix("https://github.com/").strip("/")
+    url = repository()[0]
+    named = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", url)
+    if url and (named is None or url.endswith(".git")):
+        raise ValueError(
+            f"_config.yml: repository.url {url!r}; expected https://github.com/owner/name, which Colab opens"
+        )
+    return named[1] if named else ""
 
 
 def colab_link(page: str) -> str:
@@ -97,7 +104,7 @@ def renewed(path: Path) -> str:
     first = notebook.cells[0]
     first.source = with_badge(first.source, colab_link(f"notebooks/{path.stem}"))
     for cell in notebook.cells:
-        if cell.cell_type == "code" and "find_spec" in cell.source:
+        if cell.cell_type == "code" and cell.source.startswith(SETUP_TITLE):
             cell.source = setup_cell()
             cell.metadata["cellView"] = "form"  # Colab shows its title and a button
     notebook.metadata["colab"]["name"] = path.name

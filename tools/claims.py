@@ -83,10 +83,16 @@ def found_in(folder: Path | None, notebook: str, claim: str) -> dict:
     found = claims.get(claim, {})
     if not found:
         return {}
-    simulated = entry.get("dataset", {}).get("simulated")
-    return found | {
-        "data": "simulated" if simulated else entry["dataset"].get("name", "recordings")
-    }
+    about = entry.get("dataset") or {}
+    if not found.get("found"):
+        raise ValueError(f"{path}: claim {claim} without words of what was found")
+    data = "simulated" if about.get("simulated") else about.get("name", "data not stated")
+    return {name: plain(text) for name, text in found.items()} | {"data": data}
+
+
+def plain(text: str) -> str:
+    """A text that cannot break a row of a table."""
+    return " ".join(str(text).replace("|", "/").split())
 
 
 def rows(folder: Path, own: Path | None = None) -> list:
@@ -119,6 +125,10 @@ def table(folder: Path, own: Path | None = None) -> str:
     """
     if own is not None and not own.is_dir():
         raise FileNotFoundError(f"{own}: no such folder of numbers; run the notebooks with `--out`")
+    if own is not None and not any((own / f"{c.notebook}.json").exists() for c in CLAIMS.values()):
+        raise FileNotFoundError(
+            f"{own}: no numbers of a notebook; expected the folder `numbers` of a run"
+        )
     header = [
         "claim",
         "the papers report",

@@ -302,7 +302,9 @@ def run_and_note(path: Path, shared: dict, named: dict, options, share: tuple) -
         strict = named if options.notebooks else {}
         values = values_for(path, shared) | values_for(path, named) | strict
         if values.get("out") == "":  # the page on the claims reads them: tools/claims.py
-            values["out"] = str(folder.resolve() / "numbers" / f"{path.stem}.json")
+            numbers = folder.resolve() / "numbers" / f"{path.stem}.json"
+            numbers.unlink(missing_ok=True)  # of an earlier run
+            values["out"] = str(numbers)
         run = run_one(path, values, options.out, options.limit or None, threads)
     except NotebookError as error:
         note(report, path.stem, None)
