@@ -31,6 +31,8 @@ __all__ = [
     "tuning",
     "ablation",
     "probes",
+    "tasks",
+    "corpora",
     "inside",
     "results",
 ]

@@ -16,6 +16,7 @@ from .levels import (
     word_vectors,
 )
 from .probe import probe_set
+from .sentences import sentences, topics
 from .simulation import (
     FOOLING,
     PROJECT,
@@ -48,6 +49,8 @@ __all__ = [
     "log_rank",
     "open_dataset",
     "probe_set",
+    "sentences",
+    "topics",
     "unheard_share",
     "vectors",
     "without_levels",

@@ -28,8 +28,8 @@ MARK = "<!--whole-book-->"  # on the welcome page, where the link goes
 PREPARE = """() => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   all("details").forEach((fold) => (fold.open = true));
-  all("summary").filter((s) => /^(Show|Hide) /.test(s.innerText)).forEach((s) => s.remove());
-  all("main .headerlink, main audio, main figure.choices label").forEach((e) => e.remove());
+  all("summary").filter((s) => /^(Show|Hide) /.test(s.innerText)).forEach((s) => (s.style.display = "none"));
+  all("main .headerlink, main audio, #pst-back-to-top").forEach((e) => e.remove());
   all("main iframe").forEach((view) => view.replaceWith("(On the site: an interactive view.)"));
 }"""
 
