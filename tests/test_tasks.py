@@ -255,3 +255,21 @@ def test_phrases_end_at_pauses_and_when_they_get_long():
     found = tasks.phrases(words, pause=0.3, longest=3.0)
     assert found.text.tolist() == ["a b", "c d", "e"] and found.n_words.tolist() == [2, 2, 1]
     assert found.start.tolist() == [0.0, 1.5, 4.1] and found.end.tolist() == [0.9, 4.0, 6.0]
+
+
+def test_the_precomputed_tables_hold_scores_stories_and_a_mix_for_each_seed():
+    from conftest import ROOT
+
+    from brainlib.results import load_results
+
+    paths = [p for p in (ROOT / "results/tasks").glob("*.json") if p.stem != "chance"]
+    assert "pretrained-whisper-tiny.en" in {p.stem for p in paths}
+    for path in paths:
+        row = load_results(path).iloc[0]
+        seeds = row["about.seeds"]
+        for name in row["about.asked"]:
+            scores, mix = (row[f"numbers.{k}"] for k in (f"tasks.{name}.scores", f"mix.{name}"))
+            assert len(scores) == len(mix) == len(seeds), (path, name)
+            np.testing.assert_allclose(np.sum(mix, 1), 1, atol=1e-3)
+            stories = [k for k in row.index if k.startswith(f"numbers.tasks.{name}.stories.")]
+            assert len(stories) == 4 and all(len(row[k]) == len(seeds) for k in stories)
