@@ -51,16 +51,14 @@ def one_page(stage: Path, root: str) -> Path:
     return page
 
 
-def print_pdf(page: Path, target: Path):
+def print_pdf(browser: Browser, page: Path, target: Path):
     """Print a page, with its headings as the outline of the PDF."""
-    with sync_playwright() as playwright:
-        browser = chromium(playwright)
-        tab = browser.new_page()
-        tab.set_default_timeout(300_000)  # ms: a whole book
-        tab.goto(page.as_uri())
-        tab.evaluate(PREPARE)
-        tab.pdf(path=target, format="A4", outline=True, tagged=True, print_background=True)
-        browser.close()
+    tab = browser.new_page()
+    tab.set_default_timeout(300_000)  # ms: a whole book
+    tab.goto(page.as_uri())
+    tab.evaluate(PREPARE)
+    tab.pdf(path=target, format="A4", outline=True, tagged=True, print_background=True)
+    tab.close()
 
 
 def squeezed(text: str) -> str:
@@ -106,7 +104,9 @@ def main() -> int:
         if not SITE.exists():
             raise build_book.BookError(f"no site in {SITE}: run tools/build_book.py first")
         pdf = SITE / NAME
-        print_pdf(one_page(STAGE, build_book.pages()[0]), pdf)
+        page = one_page(STAGE, build_book.pages()[0])
+        with sync_playwright() as playwright, chromium(playwright) as browser:
+            print_pdf(browser, page, pdf)
         check(pdf, titles(SITE))
         link(SITE)
     except (build_book.BookError, Error, OSError) as error:
