@@ -200,7 +200,7 @@ CPU_SIZED = {
     "hop": 8.0,
     "layer": None,
     "epochs": 2,
-    "n_tuning_stories": 6,
+    "n_tuning_stories": 4,
     "tuning_voxel_step": 4,
 }
 
