@@ -2,7 +2,9 @@
 
 import re
 
+import address
 import build_book
+import delays_view
 import fireside_facts
 import numpy as np
 import pytest
@@ -62,13 +64,15 @@ def test_test_stories_say_many_words_that_no_training_story_says():
     assert fireside.unheard_share(levels.TEST) >= 0.15
 
 
-def test_the_page_on_the_data_names_no_number_that_is_not_computed(ds, bounds, monkeypatch):
+def test_the_page_on_the_data_names_no_number_that_is_not_computed(
+    ds, bounds, monkeypatch, tmp_path
+):
     table = bounds.reset_index().assign(n_voxels=1, limit=0.5)
     monkeypatch.setattr(fireside, "bounds", lambda *_: table)
     monkeypatch.setattr(fireside_facts, "facts", lambda: fireside_facts.compute(ds))
-    values = build_book.measured()
+    values = build_book.measured() | address.said() | delays_view.values(tmp_path)
     pages = "".join(p.read_text() for p in (ROOT / "book").glob("*.md"))
-    named = set(re.findall(r"@@(\w+)@@", pages)) - {"RUNS"}  # what the notebooks took
+    named = set(re.findall(r"@@(\w+)@@", pages)) - {"RUNS", "CLAIMS"}  # of the notebooks' run
     assert len(named) > 40 and named <= set(values)
     assert not [name for name in named if not values[name] or "nan" in values[name]]
     assert values["BOUNDS_TABLE"].count("at least") == len(fireside.LEVELS)

@@ -110,6 +110,18 @@ def test_the_parameters_are_literals_with_a_comment_and_known_to_the_files(path)
     assert all(":" in x and "#" in x for x in cell.source.splitlines())
 
 
+@each
+def test_where_a_notebook_reads_and_writes_is_left_to_the_reader(path):
+    """A cell that uses `out` for something else would write the numbers nowhere."""
+    kept = {"dataset", "speech_model", "precomputed", "keep", "drive", "out", "seed"}
+    for cell in code_cells(path):
+        if "parameters" in cell.metadata.get("tags", []):
+            continue
+        names = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name)]
+        set_anew = {n.id for n in names if isinstance(n.ctx, ast.Store)} & kept
+        assert not set_anew, f"{set_anew} in {cell.source[:80]!r}"
+
+
 PROFILES = sorted((ROOT / "notebooks/params").glob("*.yaml"))
 
 
