@@ -306,13 +306,9 @@ def cosines(A, B) -> np.ndarray:
 
 def phoneme_distance(a, b) -> float:
     """Levenshtein distance of two sequences of phonemes over the length of the longer one, 0 to 1."""
-    previous = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
-        previous = row
-    return previous[-1] / max(len(a), len(b), 1)
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.normalized_distance(a, b)
 
 
 def representational_similarity(similarity, reference, *, n_permutations=200, seed=0) -> tuple:

@@ -25,6 +25,7 @@ import address
 import claims
 import delays_view
 import glossary
+import mdtable
 import nbformat
 import polish
 import yaml
@@ -165,11 +166,6 @@ def fold_label(cell) -> str:
     return title[1].strip() if title else ""
 
 
-def markdown_table(header: list, rows: list) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def measured() -> dict[str, str]:
     """Numbers that the prose names as @@NAME@@, from the assets themselves."""
     import fireside_facts
@@ -248,7 +244,7 @@ def level_table(models: dict) -> str:
         for layer, numbers in zip(layers, zip(*columns)):
             rows.append([name, layer, *(f"{r:z.2f}" for r in numbers)])
     beyond = ["meaning, beyond", "context, beyond"]
-    return markdown_table(["features", "layer", *alone, *beyond], rows)
+    return mdtable.table(["features", "layer", *alone, *beyond], rows)
 
 
 def recordings() -> dict:
@@ -273,7 +269,7 @@ def recordings() -> dict:
     part = files[files.subject.isin(["", *profile["subjects"]]) & files.story.isin([*few, ""])]
     sound = files[(files.kind == "stimuli") & files.story.isin(names)]
     return {
-        "LEBEL_TABLE": markdown_table(header, rows),
+        "LEBEL_TABLE": mdtable.table(header, rows),
         "REGION_TABLE": region_table(),
         "LEBEL_FILES": len(files),
         "LEBEL_AUDIO": f"{sound.bytes.sum() / 1e9:.1f}",
@@ -290,7 +286,7 @@ def region_table() -> str:
     ]
     for name, parts in cortex.UNIONS.items():
         rows.append([f"`{name}`", " + ".join(f"`{p}`" for p in parts), "the same"])
-    return markdown_table(["region", "aparc.a2009s", "HCP-MMP1"], rows)
+    return mdtable.table(["region", "aparc.a2009s", "HCP-MMP1"], rows)
 
 
 def reading_times() -> dict:
@@ -303,7 +299,7 @@ def reading_times() -> dict:
         rows.append([run["what"], voxels, f"{run['seconds']:.0f}", f"{run['peak_gb']:.1f}"])
     header = ["what", "voxels", "seconds", "peak memory (GB)"]
     return {
-        "RECORDINGS_TABLE": markdown_table(header, rows),
+        "RECORDINGS_TABLE": mdtable.table(header, rows),
         "RECORDINGS_SUBJECT": bench["subject"],
         "RECORDINGS_SHAPE": f"{bench['rows']:,} rows of {bench['voxels']:,} voxels",
     }
@@ -316,7 +312,7 @@ def status_table(runs: dict) -> str:
     ]
     at_a_time = max((run.get("at_a_time", 1) for run in runs.values()), default=1)
     how = "one after the other" if at_a_time == 1 else f"up to {at_a_time} at a time"
-    table = markdown_table(["notebook", "seconds", "peak memory (GB)"], rows)
+    table = mdtable.table(["notebook", "seconds", "peak memory (GB)"], rows)
     return f"\nThey ran {how}.\n\n{table}\n"
 
 

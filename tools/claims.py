@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import mdtable
+
 from brainlib.runtime import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,8 +139,7 @@ def table(folder: Path, own: Path | None = None) -> str:
         "ground truth",
         "your run",
     ]
-    lines = [header, ["---"] * len(header), *rows(folder, own)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return mdtable.table(header, rows(folder, own))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from mdtable import table
 
 import fireside
 from brainlib import datasets, lowlevel
@@ -49,12 +50,6 @@ def fingerprint() -> str:
 def compute(ds) -> dict[str, str]:
     numbers = of_stories(ds) | of_levels() | of_vectors() | of_probe_set() | of_subjects(ds)
     return {name: str(value) for name, value in numbers.items()}
-
-
-def table(header: list, rows: list) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def percent(share: float) -> str:
