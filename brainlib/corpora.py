@@ -140,24 +140,26 @@ def _folder(root: Path, name: str) -> Path:
 
 def _timit(root):
     for half in ("train", "test"):
-        files = _files(_folder(root, half), ".phn")
-        n_sounds = len(_files(_folder(root, half), ".wav"))
+        folder = _folder(root, half)
+        texts, sounds = (
+            {path.with_suffix(""): path for path in _files(folder, suffix)}
+            for suffix in (".phn", ".wav")
+        )
+        alone = sorted(str(name) for name in set(texts) ^ set(sounds))
         require(
-            n_sounds == len(files),
-            f"{root}: {half} has {n_sounds} .WAV and {len(files)} .PHN; expected one for each",
+            not alone,
+            f"{root}: {half} has {len(sounds)} .WAV and {len(texts)} .PHN; expected one for each, but {alone[:1]} is alone",
             kind=FileNotFoundError,
         )
-        speakers = sorted({path.parent.name for path in files})
-        for path in files:
+        speakers = sorted({path.parent.name for path in texts})
+        for name, path in texts.items():
             with reading(path, "phones of TIMIT: first and last sample, and the phone"):
                 rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
                 phones = [FOLDS.get(phone, phone) for _, _, phone in rows if phone != "q"]
                 end = int(rows[-1][1]) / TIMIT_HZ
             held_out = half == "train" and speakers.index(path.parent.name) % 10 == 9
-            sound = [p for p in path.parent.glob(f"{path.stem}.*") if p.suffix.lower() == ".wav"]
-            require(sound, f"{path}: no .WAV beside it", kind=FileNotFoundError)
             yield {
-                "path": sound[0],
+                "path": sounds[name],
                 "target": phones,
                 "part": "val" if held_out else half,
                 "story": path.parent.name,
