@@ -4,10 +4,10 @@ import re
 
 import address
 import build_book
-import delays_view
 import fireside_facts
 import numpy as np
 import pytest
+import views
 from conftest import ROOT
 
 import fireside
@@ -70,7 +70,7 @@ def test_the_page_on_the_data_names_no_number_that_is_not_computed(
     table = bounds.reset_index().assign(n_voxels=1, limit=0.5)
     monkeypatch.setattr(fireside, "bounds", lambda *_: table)
     monkeypatch.setattr(fireside_facts, "facts", lambda: fireside_facts.compute(ds))
-    values = build_book.measured() | address.said() | delays_view.values(tmp_path)
+    values = build_book.measured() | address.said() | views.values(tmp_path)
     pages = "".join(p.read_text() for p in (ROOT / "book").glob("*.md"))
     named = set(re.findall(r"@@(\w+)@@", pages)) - {"RUNS", "CLAIMS"}  # of the notebooks' run
     assert len(named) > 40 and named <= set(values)

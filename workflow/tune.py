@@ -16,13 +16,14 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import stimulus
 from zoo import HERE, Run, read_grid
 
 import fireside
 from brainlib import datasets, evaluation, inside, lowlevel, results, runtime
 from brainlib.saving import digest
 from brainlib.scores import FLOOR
-from brainlib.speech import SpeechEncoder
+from brainlib.speech import SpeechEncoder, features_at_trs
 from brainlib.timing import downsample
 from brainlib.tuning import BrainTuner
 from fireside.levels import arbitrary_code
@@ -58,24 +59,52 @@ def average_response(ds, subjects):
     return responses
 
 
+def noise_free(ds):
+    """Responses as they would be after endless repeats: what a better scanner could give at most."""
+    return partial(ds.responses, noise_free=True)
+
+
 FEATURES = {
     "own sound": own_sound,
     "word vectors": word_vectors,
     "permuted vectors": permuted_vectors,
 }
+RESPONSES = evaluation.CONTROLS | {"noise-free responses": noise_free}
 AVERAGE = "average response"
-TARGETS = ("responses", AVERAGE, *evaluation.CONTROLS, *FEATURES)
+STIMULUS = "masked sound"  # no responses at all: see `stimulus`
+STATES = "states of "  # and the name, or the folder, of a speech model: those of its last layer
+TARGETS = ("responses", AVERAGE, STIMULUS, *RESPONSES, *FEATURES)
+
+
+def states_of(model: str, recipe):
+    """Story to the states of a speech model's last layer at TRs, each z-scored: (n_trs, width).
+
+    `model` is what `SpeechEncoder.from_pretrained` takes, or a folder that `tools/make_whisper.py` made.
+    """
+    made = runtime.cache_dir("models") / model
+    encoder = SpeechEncoder.from_pretrained(str(made) if made.exists() else model)
+
+    def states(story):
+        layer, windows = encoder.layers - 1, {"window": recipe.window, "hop": recipe.hop}
+        found = features_at_trs(encoder, story, layers=[layer], **windows)[layer]
+        return (found - found.mean(0)) / np.maximum(found.std(0), 1e-6)
+
+    return states
 
 
 def target(run: Run, ds):
     """What `BrainTuner.fit` is given in place of the subject's responses; None for those themselves."""
-    if run.target not in TARGETS:
-        raise ValueError(f"run {run.name}: target {run.target!r}; expected one of {TARGETS}")
-    if run.target in FEATURES:
-        return evaluation.from_features(ds, FEATURES[run.target], noisy=True, seed=run.seed)
+    features = FEATURES.get(run.target)
+    if run.target.startswith(STATES):
+        features = states_of(run.target.removeprefix(STATES), run.tuned_recipe())
+    elif run.target not in TARGETS:
+        expected = (*TARGETS, f"{STATES}MODEL")
+        raise ValueError(f"run {run.name}: target {run.target!r}; expected one of {expected}")
+    if features is not None:
+        return evaluation.from_features(ds, features, noisy=True, seed=run.seed)
     if run.target == AVERAGE:
         return average_response(ds, run.subjects)
-    return evaluation.CONTROLS[run.target](ds) if run.target in evaluation.CONTROLS else None
+    return RESPONSES[run.target](ds) if run.target in RESPONSES else None
 
 
 # ------------------------------------------------------------------ a run
@@ -86,6 +115,9 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
     """
     tuner = BrainTuner(encoder, run.tuned_recipe())
     if tuner.recipe.adapter == "none":
+        return tuner
+    if run.target == STIMULUS:
+        stimulus.tune(tuner, ds, tuning_stories(run, ds))
         return tuner
     subjects = run.subjects[:1] if run.target == AVERAGE else run.subjects
     tuner.fit(

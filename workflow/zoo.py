@@ -40,7 +40,7 @@ class Run:
     subjects : list of str
         Tuned on these, with a read-out each.
     target : str
-        "responses", or a key of `tune.TARGETS`: what stands in their place.
+        "responses", or what stands in their place: one of `tune.TARGETS`, or "states of" a larger speech model.
     voxels : str
         A rule of `pick_voxels`, of the tuned voxels.
     region : str or None

@@ -5,6 +5,7 @@ document.addEventListener("input", (event) => {
   const sliders = [...figure.querySelectorAll("input")];
   for (const slider of sliders) {
     slider.ariaValueText = JSON.parse(slider.dataset.values)[slider.value];
+    slider.nextElementSibling.textContent = slider.ariaValueText;
   }
   const states = JSON.parse(figure.dataset.states);
   const state = states[sliders.map((slider) => slider.ariaValueText).join("-")];
