@@ -447,6 +447,12 @@ def test_every_state_of_the_sliders_is_drawn_and_described(view, tmp_path):
         assert values[f"{name}_{key.replace('-', '_')}"] == f"{state['r']:.2f}"
 
 
+def test_a_number_that_nothing_measures_is_named():
+    assert build_book.filled("r = @@R@@", {"R": "0.5"}, "data.md") == "r = 0.5"
+    with pytest.raises(build_book.BookError, match="data.md names .'NOBODY'"):
+        build_book.filled("@@R@@ @@NOBODY@@", {"R": "0.5"}, "data.md")
+
+
 def test_injected_parameters_are_hidden_and_the_run_is_told():
     cells = [
         nbformat.v4.new_markdown_cell("# T\n\n[![Open In Colab](b)](c)\n\ntext"),

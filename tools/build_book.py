@@ -41,7 +41,7 @@ from run_notebooks import (
     values_for,
 )
 
-from brainlib.runtime import read_json
+from brainlib.runtime import atomic, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "notebooks" / "params"
@@ -92,7 +92,15 @@ def stage_prose(stage_dir: Path, runs: dict, own: Path | None = None):
         text = path.read_text()
         if path.name != "glossary.md":
             (text,) = glossary.link_terms([text])
-        path.write_text(re.sub(r"@@(\w+)@@", lambda m: values[m[1]], text))
+        path.write_text(filled(text, values, path.name))
+
+
+def filled(text: str, values: dict, name: str) -> str:
+    """A page with what was measured in the place of each @@NAME@@."""
+    unknown = sorted(set(re.findall(r"@@(\w+)@@", text)) - set(values))
+    if unknown:
+        raise BookError(f"book/{name} names {unknown}, which nothing measures; see tools/*_facts.py")
+    return re.sub(r"@@(\w+)@@", lambda found: values[found[1]], text)
 
 
 def check_runs(runs: dict):
@@ -125,7 +133,8 @@ def stage_notebook(stage_dir: Path, page: str, runs: dict):
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     for cell, text in zip(prose, glossary.link_terms([cell.source for cell in prose])):
         cell.source = text
-    nbformat.write(notebook, path)
+    with atomic(path) as part:
+        nbformat.write(notebook, part)
 
 
 GENERATED = ("[![Open In Colab]", "*Made by", "*Not made from")  # lines that stage writes or drops
