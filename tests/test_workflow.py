@@ -339,7 +339,7 @@ def test_the_page_has_every_run_its_cost_and_what_is_missing(tmp_path, monkeypat
     monkeypatch.setattr(results, "load_zoo", lambda: table)
     facts = zoo_facts.facts()
     assert len(facts["ZOO_TABLE"].splitlines()) == 4
-    assert "| `whole-cortex-SIM01` | SIM01 | 0.600 [" in facts["ZOO_TABLE"]
+    assert "| <code>whole-cortex-SIM01</code> | SIM01 | 0.600 [" in facts["ZOO_TABLE"]
     assert "| 0.100 [0.100, 0.100] | 720 |" in facts["ZOO_TABLE"]
     assert "`whole-cortex-SIM02`" in facts["ZOO_MISSING"]
     assert "| 1,000 | 8.3 days | 4.2 days | 2.0 h | 8.3 days |" in facts["ZOO_COSTS"]

@@ -29,17 +29,22 @@ def facts() -> dict[str, str]:
     there = set(zoo.attrs["learning_curves"])
     missing = [f"`{run.name}`" for run in runs if run.name not in there]
     return {
-        "ZOO_TABLE": run_table(zoo),
+        "ZOO_TABLE": run_table(zoo, order=[run.name for run in runs]),
         "ZOO_MISSING": f"{len(runs) - len(missing)} of {len(runs)} are there."
         + f" Not trained yet: {', '.join(missing)}." * bool(missing),
     } | costs(zoo)
 
 
-def run_table(zoo) -> str:
-    """A row per run (of an untuned model, per subject): scores of all voxels with their intervals over stories, seconds."""
+def run_table(zoo, order=()) -> str:
+    """A row per run (of an untuned model, per subject): scores of all voxels with their intervals over stories, seconds.
+
+    Runs come in the order of the grid; a long name may break after a plus.
+    """
     header = ["run", "evaluated on", *KINDS, *(f"change, {kind}" for kind in KINDS), "seconds"]
     rows = []
-    for name, run in zoo[zoo.region == "all voxels"].groupby("run", sort=False):
+    by_run = dict(list(zoo[zoo.region == "all voxels"].groupby("run", sort=False)))
+    for name in sorted(by_run, key=lambda name: order.index(name) if name in order else -1):
+        run = by_run[name]
         untuned = (run.tuned_on == "").all()
         own = [subject in tuned.split("+") for subject, tuned in zip(run.subject, run.tuned_on)]
         shown = run[own] if any(own) else run
@@ -49,7 +54,8 @@ def run_table(zoo) -> str:
                 "" if untuned else over_stories(part, kind, column="change") for kind in KINDS
             ]
             subjects = ", ".join(part.subject.unique())
-            rows.append([f"`{name}`", subjects, *cells, f"{part.seconds.iloc[0]:,}"])
+            label = f"<code>{name.replace('+', '+<wbr>')}</code>"
+            rows.append([label, subjects, *cells, f"{part.seconds.iloc[0]:,}"])
     return table(header, rows)
 
 
