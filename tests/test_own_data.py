@@ -3,10 +3,14 @@
 import subprocess
 import sys
 
+import h5py
 import nbformat
+import nibabel
 import numpy as np
+import own_arrays
 import pytest
 import run_notebooks
+import scipy.io
 import yaml
 from conftest import ROOT
 
@@ -62,3 +66,50 @@ def test_a_notebook_runs_on_own_data_and_leaves_out_what_it_cannot_do(
     text = "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
     assert "Dataset('own_data': recordings" in text and "simulated SIM" not in text
     assert "left out" in text.lower() or "leaves out" in text.lower() or "without" in text.lower()
+
+
+# ------------------------------------------------------------------ from other formats
+def test_matlab_gives_trs_by_voxels_from_both_kinds_of_file(tmp_path):
+    y = np.arange(12.0).reshape(4, 3)  # 4 TRs, 3 voxels
+    scipy.io.savemat(tmp_path / "old.mat", {"Y": y})
+    with h5py.File(tmp_path / "new.mat", "w") as file:
+        file["Y"] = y.T  # as -v7.3 writes it
+    for name in ("old", "new"):
+        np.testing.assert_array_equal(own_arrays.from_matlab(tmp_path / f"{name}.mat", "Y"), y)
+
+
+def image(values):
+    return nibabel.Nifti1Image(np.asarray(values, np.float32), 4 * np.eye(4))
+
+
+def test_a_scan_gives_the_voxels_of_its_mask_in_one_order():
+    mask = np.zeros((3, 3, 3))
+    mask[0, 1, 2] = mask[2, 0, 1] = 1
+    bold = np.random.default_rng(0).normal(size=(3, 3, 3, 8))
+    rows = own_arrays.from_nifti(image(bold), image(mask), n_start=2, n_end=1)
+    np.testing.assert_allclose(rows, bold[mask > 0].T[2:7], rtol=1e-5)
+    region = np.zeros((3, 3, 3))
+    region[2] = 1
+    assert own_arrays.in_region(image(region), image(mask)).tolist() == [False, True]
+
+
+def test_a_volume_in_mni_space_lands_on_the_right_side():
+    shape, affine = (50, 60, 50), np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = -98, -134, -72
+    x = affine[0, 0] * np.arange(shape[0]) + affine[0, 3]  # mm, left is negative
+    volume = np.broadcast_to(x[:, None, None, None], (*shape, 3))
+    rows = own_arrays.from_mni(nibabel.Nifti1Image(volume.astype(np.float32), affine), n_start=1)
+    assert rows.shape == (2, 20484)
+    assert rows[0, :10242].mean() < -20 and rows[0, 10242:].mean() > 20
+
+
+def test_words_of_a_table_become_a_textgrid_that_is_read(folder):
+    words = [(0.5, 1.0, "hello"), (1.0, 1.4, "there")]
+    phones = [(0.5, 0.7, "HH"), (0.7, 1.0, "AH0")]
+    path = folder / "derivative/TextGrids/story0.TextGrid"
+    path.parent.mkdir(exist_ok=True)
+    own_arrays.write_textgrid(path, words, phones, end=60.0)
+    story = datasets.load(str(folder)).story("story0")
+    assert list(story.words.text) == ["hello", "there"]
+    np.testing.assert_allclose(story.words.start, [0.5, 1.0])
+    path.unlink()

@@ -99,7 +99,9 @@ def filled(text: str, values: dict, name: str) -> str:
     """A page with what was measured in the place of each @@NAME@@."""
     unknown = sorted(set(re.findall(r"@@(\w+)@@", text)) - set(values))
     if unknown:
-        raise BookError(f"book/{name} names {unknown}, which nothing measures; see tools/*_facts.py")
+        raise BookError(
+            f"book/{name} names {unknown}, which nothing measures; see tools/*_facts.py"
+        )
     return re.sub(r"@@(\w+)@@", lambda found: values[found[1]], text)
 
 
