@@ -37,6 +37,16 @@ def test_a_run_s_words_stand_in_its_row_and_yours_beside_them(tmp_path):
     assert second[2] == "runs are missing" and second[5] == ""
 
 
+def test_the_welcome_page_has_each_claim_in_a_few_words(tmp_path):
+    book = write(tmp_path, found="+0.1 (0.0 to 0.2)", short="Late language rose")
+    assert (
+        cells(claims.table(book))[0][2] == "**Late language rose.** +0.1 (0.0 to 0.2) (simulated)"
+    )
+    first, second, *_ = claims.short_table(book).splitlines()[2:]
+    assert "| Late language rose (simulated) | [3](../notebooks/03_lora" in first
+    assert "| open: runs are missing |" in second
+
+
 def test_what_is_no_numbers_of_a_notebook_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder of numbers"):
         claims.table(tmp_path, tmp_path / "none")

@@ -87,6 +87,7 @@ def stage_prose(stage_dir: Path, runs: dict, own: Path | None = None):
     shutil.copytree(ROOT / "tools", stage_dir / "tools")  # pages show scripts by literalinclude
     values = measured() | address.said() | {"RUNS": status_table(runs)}
     values["CLAIMS"] = claims.table(stage_dir / "numbers", own)
+    values["CLAIMS_SHORT"] = claims.short_table(stage_dir / "numbers")
     values |= views.values(stage_dir / "_static")
     for path in (stage_dir / "book").glob("*.md"):
         text = path.read_text()

@@ -105,7 +105,8 @@ def rows(folder: Path, own: Path | None = None) -> list:
         mine = found_in(own, claim.notebook, number)
         cells = [found.get(name) or "not asked" for name in SAID]
         if found:
-            cells[0] += f" ({found['data']})"
+            short = f"**{found['short']}.** " if "short" in found else ""
+            cells[0] = f"{short}{cells[0]} ({found['data']})"
         else:
             cells[0] = "runs are missing"
         there = (ROOT / "notebooks" / f"{claim.notebook}.ipynb").exists()
@@ -113,6 +114,19 @@ def rows(folder: Path, own: Path | None = None) -> list:
         yours = f"{mine['found']} ({mine['data']})" if mine else ""
         table.append([f"{link} {claim.text}", claim.papers, *cells, yours])
     return table
+
+
+def short_table(folder: Path) -> str:
+    """A row per claim with what came out in a few words, for the welcome page."""
+    lines = []
+    for number, claim in CLAIMS.items():
+        found = found_in(folder, claim.notebook, number)
+        text = (
+            f"{found['short']} ({found['data']})" if "short" in found else "open: runs are missing"
+        )
+        link = f"[{claim.notebook[1]}](../notebooks/{claim.notebook}.ipynb)"
+        lines.append([claim.text, text, link])
+    return mdtable.table(["claim of the papers", "here", "notebook"], lines)
 
 
 def table(folder: Path, own: Path | None = None) -> str:
