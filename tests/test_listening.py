@@ -43,7 +43,7 @@ def test_texts_are_written_beside_those_of_fireside(tmp_path, monkeypatch):
     (tmp_path / "prose").mkdir()
     parrot = "The parrot sat there and looked at all of them. "  # a word of the probe set
     (tmp_path / "prose/a.txt").write_text((PROSE + parrot) * 40)
-    long_listening.write(tmp_path / "prose", hours=2 * 40 / 155 / 60)
+    long_listening.write(tmp_path / "prose", hours=2 * 40 / 190 / 60)
     new = sorted((tmp_path / "assets/stories").glob("zprose*.txt"))
     assert len(new) == 2 and len(list((tmp_path / "assets/stories").iterdir())) == 28 + 2
     text = new[0].read_text()

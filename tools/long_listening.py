@@ -23,7 +23,7 @@ from pathlib import Path
 import make_fireside as fireside_tools
 from make_fireside import ASSETS, OWN_ASSETS, VOICES, spoken_words
 
-WORDS_PER_STORY, WORDS_PER_MINUTE = 560, 155
+WORDS_PER_STORY, WORDS_PER_MINUTE = 560, 190
 LONGEST = 260  # letters of a sentence
 NAME = "zprose"  # behind all stories of fireside, so that the first training stories are the same
 TITLES = re.compile(r"\b(Mr|Mrs|Dr|St|No|vol|etc)\.$", re.IGNORECASE)
