@@ -579,9 +579,9 @@ class Dataset(Anatomy):
         )
         return picked
 
-    def has_repeats(self, subject: str, *, split: str = "test") -> bool:
-        """Whether every story of a split was presented to the subject more than once."""
-        return all(self.n_repeats(subject, story) > 1 for story in self.split[split])
+    def has_repeats(self, subject: str, *, split: str = "test", at_least: int = 2) -> bool:
+        """Whether every story of a split was presented to the subject more than once, or as often as stated."""
+        return all(self.n_repeats(subject, story) >= at_least for story in self.split[split])
 
     def noise_ceiling(self, subject: str, *, split: str = "test", repeats=None) -> np.ndarray:
         """CC_max per voxel in [0, 1], shape (n_voxels,), of the stories of a split end to end (see `encoding.noise_ceiling`).
