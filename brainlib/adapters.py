@@ -1,7 +1,5 @@
 """Adapters that act: WavLM's attention made to call its projections, and a check for any model."""
 
-from __future__ import annotations
-
 import sys
 from contextlib import contextmanager
 from types import MethodType

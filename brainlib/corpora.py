@@ -3,8 +3,6 @@
 Nothing is downloaded. Every corpus becomes one table that `tasks.evaluate_task` understands once its sounds have states.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

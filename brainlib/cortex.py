@@ -1,7 +1,5 @@
 """From the voxels of a scan to fsaverage5 and to named regions, by the subject's own anatomy."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Encoding models: ridge regression from delayed features to voxels, its scores, ceilings and significance."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A class describes its model in the order in which sound flows through it: front 
 (projection and positions), blocks, final norm. A new family is one class more, with an entry in `FAMILIES`.
 """
 
-from __future__ import annotations
-
 import inspect
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The files of the layout, read with care: what is missing, cut, or a stand-in for itself is refused with its remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import warnings

@@ -1,7 +1,5 @@
 """What tuning changed inside a model: parameters by layer and kind, similarity and dimension of hidden states."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The recordings of LeBel et al. 2023 (OpenNeuro ds003020, CC0): fetched file by file, checked, and opened as a `Dataset`."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

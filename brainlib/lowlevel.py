@@ -4,8 +4,6 @@ Each feature is a function of a story that returns ``(values, times)``: values o
 `feature_space` brings them to TRs. Its docstring says what they are, in what units, and from which source.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One training step of brain-tuning: sound, convolutional features, transformer, resampling to TRs, delays, read-out, loss."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from dataclasses import dataclass

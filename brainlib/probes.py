@@ -4,8 +4,6 @@ Rows are words or phonemes with their time in a recording; `interval_means` give
 number per row, so that scores can be averaged over any unit, and paired between models.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.base import BaseEstimator, RegressorMixin

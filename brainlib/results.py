@@ -1,7 +1,5 @@
 """One small JSON per run: numbers, their spread, and where they come from; and the zoo, the runs that notebooks share."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

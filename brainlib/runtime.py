@@ -1,7 +1,5 @@
 """Where and how things run: seeds, device, cache folder, time and memory, Colab."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

@@ -1,7 +1,5 @@
 """Tuned models in folders that open in stock transformers and PEFT, each with a card that says how."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

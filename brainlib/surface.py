@@ -1,7 +1,5 @@
 """Voxels to fsaverage5, and pictures of the cortex that say by themselves when they show simulated data."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

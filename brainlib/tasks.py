@@ -4,8 +4,6 @@ A task is data (`TASKS`). `evaluate_task` trains its head on training items, cho
 items, and scores the test items once per seed. Items are words or sentences with their hidden states of all layers.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The loop around a training step: transformers' Trainer, an evaluation of the features per epoch, and checkpoints."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

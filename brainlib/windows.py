@@ -1,7 +1,5 @@
 """Which stretches of a story a speech model hears, and which of their frames are kept."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 
