@@ -282,19 +282,21 @@ def _bring(rows, root, *, source, n_chosen, jobs, quiet):
             flush=True,
         )
     needed = max(int(todo.bytes.sum()) - n_here, 0) + SPARE
-    if needed > free:
-        raise OSError(
-            f"{root}: {_gb(free)} free, {_gb(needed)} needed; free some, ask for less, or give another root"
-        )
+    require(
+        needed <= free,
+        f"{root}: {_gb(free)} free, {_gb(needed)} needed; free some, ask for less, or give another root",
+        kind=OSError,
+    )
     reasons = _transfer(source, todo, parts, jobs=jobs, quiet=quiet)
     failed = _place(todo, parts, root)
-    if failed:
-        first = "; ".join(f"{p}: {reasons.get(p) or d}" for p, d in list(failed.items())[:3])
-        raise ConnectionError(
-            f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}"
-            f"{' ...' if len(failed) > 3 else ''}. "
-            "The others are in place; call again to go on, or give mirror= a copy"
-        )
+    first = "; ".join(f"{p}: {reasons.get(p) or d}" for p, d in list(failed.items())[:3])
+    require(
+        not failed,
+        f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}"
+        f"{' ...' if len(failed) > 3 else ''}. "
+        "The others are in place; call again to go on, or give mirror= a copy",
+        kind=ConnectionError,
+    )
 
 
 def _place(rows, parts: Path, root: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +58,13 @@ def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
         What was written.
     """
     path = Path(path)
-    if path.suffix != ".json":
-        raise ValueError(f"{path}: results are JSON; end the name in .json")
-    packages = {}
-    for name in ("numpy", "torch", "transformers", "peft"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    require(path.suffix == ".json", f"{path}: results are JSON; end the name in .json")
     provenance = {
         "brainlib": __version__,
         "code": _commit(),
         "machine": f"{platform.machine()} {platform.system()}",
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     entry = {
@@ -262,18 +255,21 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     folder = Path(folder or ZOO)
     entries, stale = _current(folder, None)
     again = f"make it by: snakemake --cores 1 --config only={name} out={folder}"
-    if name in stale and name not in entries:
-        raise ValueError(f"run {name!r} is stale: {stale[name]}; {again}")
-    if name not in entries:
-        raise FileNotFoundError(f"no run {name!r} in {folder}; it has {sorted(entries)}; {again}")
+    require(name not in stale, f"run {name!r} is stale: {stale.get(name)}; {again}")
+    require(
+        name in entries,
+        f"no run {name!r} in {folder}; it has {sorted(entries)}; {again}",
+        kind=FileNotFoundError,
+    )
     about = entries[name]["about"]
     adapter = folder / "adapters" / f"{name}.{about['key']}"
     parts = ("adapter_config.json", "adapter_model.safetensors")
     missing = [part for part in parts if not (adapter / part).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{adapter}: {missing} not found; with keep_model in the grid, {again}"
-        )
+    require(
+        not missing,
+        f"{adapter}: {missing} not found; with keep_model in the grid, {again}",
+        kind=FileNotFoundError,
+    )
     for part, saved in about.get("adapter", {}).items():
         require(digest(adapter / part) == saved, f"{adapter / part}: not what was saved; {again}")
     encoder = SpeechEncoder.from_pretrained(about["model"])

@@ -295,11 +295,12 @@ class TuningTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         loss = model(inputs["step"])
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"{self.recipe.name}: the loss is {float(loss)} at step {self.state.global_step}; "
-                f"{self.progress.advice()}"
-            )
+        require(
+            torch.isfinite(loss),
+            f"{self.recipe.name}: the loss is {float(loss)} at step {self.state.global_step}; "
+            f"{self.progress.advice()}",
+            kind=RuntimeError,
+        )
         self.step_losses.append(float(loss.detach()))
         return (loss, {"loss": loss}) if return_outputs else loss
 
