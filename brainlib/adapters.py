@@ -7,6 +7,8 @@ from types import MethodType
 import numpy as np
 import torch
 
+from .runtime import require
+
 
 def pass_over_old_torchao():
     """Let PEFT not look for torchao where it would refuse the version there (Colab's) and with it every adapter."""
@@ -49,9 +51,8 @@ def check_adapters_act(model, audio) -> int:
         If an adapter gets no gradient.
     """
     network = model.model if hasattr(model, "hidden_states") else model
-    adapters = _adapter_parameters(network)
-    if not adapters:
-        raise ValueError("the model has no adapters: put them in with peft.get_peft_model first")
+    adapters = adapter_parameters(network)
+    require(adapters, "the model has no adapters: put them in with peft.get_peft_model first")
     clips = torch.as_tensor(np.asarray(audio, np.float32))[None]  # (1, n_samples)
     with _moved(network, adapters) as generator:
         if network is model:
@@ -69,16 +70,18 @@ def check_adapters_act(model, audio) -> int:
         for name, gradient in zip(adapters, gradients)
         if gradient is None or not float(gradient.abs().max()) > 0
     ]
-    if idle:
-        raise RuntimeError(
-            f"{len(idle)} of {len(adapters)} adapter tensors change nothing (first: {idle[0]}): "
-            "the model reads past the modules they wrap, or they are disabled. "
-            "For transformers' WavLM call brainlib.speech.fuse_attention(model)"
-        )
+    require(
+        not idle,
+        f"{len(idle)} of {len(adapters)} adapter tensors change nothing (first: {idle[:1]}): "
+        "the model reads past the modules they wrap, or they are disabled. "
+        "For transformers' WavLM call brainlib.speech.fuse_attention(model)",
+        kind=RuntimeError,
+    )
     return len(adapters)
 
 
-def _adapter_parameters(network) -> dict:
+def adapter_parameters(network) -> dict:
+    """{name: parameter} of all that PEFT has put into a model; empty without adapters."""
     return {
         f"{name}.{inner}": parameter
         for name, module in network.named_modules()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from .encoding import correlation
 from .runtime import require
@@ -97,8 +98,6 @@ def interval(values, *, level: float = 0.95) -> pd.DataFrame:
     table : DataFrame with columns `mean`, `low`, `high`
         One row per column of `values`. Student's t, so that few stories give a wide interval; NaN for a single one.
     """
-    from scipy.stats import t
-
     values = pd.DataFrame(values)
     margin = t.ppf((1 + level) / 2, values.count() - 1) * values.sem()
     return pd.DataFrame(
@@ -124,8 +123,6 @@ def crossed_interval(table, *, level: float = 0.95) -> pd.Series:
     ``(MS_rows + MS_columns - MS_residual) / (n_rows n_columns)``, and no less than that of either alone; degrees of freedom
     after Satterthwaite (1946).
     """
-    from scipy.stats import t
-
     x = np.asarray(table, float)
     require(
         x.ndim == 2 and min(x.shape) > 1 and np.isfinite(x).all(),

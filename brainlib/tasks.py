@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import accuracy_score, f1_score, roc_curve
 
 from .lowlevel import LETTERS, PHONES
 from .runtime import require
@@ -181,8 +182,6 @@ def equal_error_rate(same, scores) -> float:
     scores : array of shape (n_pairs,)
         Higher: more alike.
     """
-    from sklearn.metrics import roc_curve
-
     false_accept, true_accept, _ = roc_curve(same, scores, drop_intermediate=False)
     gap = false_accept - (1 - true_accept)  # rises from -1 to 1
     return float(np.interp(0, gap, false_accept))
@@ -190,8 +189,6 @@ def equal_error_rate(same, scores) -> float:
 
 class _Classes:
     """One class per item."""
-
-    sign = 1  # of what validation asks for
 
     def __init__(self, task, targets):
         self.task, self.labels = task, sorted(set(targets))
@@ -212,8 +209,6 @@ class _Classes:
         return [self.labels[i] for i in logits.argmax(-1)]
 
     def score(self, truth, guesses):
-        from sklearn.metrics import accuracy_score, f1_score
-
         if self.task.metric != "F1":
             return accuracy_score(truth, guesses)
         return f1_score(truth, guesses, labels=sorted(set(truth)), average="macro")
@@ -221,8 +216,6 @@ class _Classes:
 
 class _Presence:
     """Several classes that are each present or not: targets are rows of zeros and ones."""
-
-    sign = 1
 
     def __init__(self, task, targets):
         targets = np.stack(targets)
@@ -242,8 +235,6 @@ class _Presence:
         return (logits > 0).numpy().astype(int)
 
     def score(self, truth, guesses):
-        from sklearn.metrics import f1_score
-
         truth, guesses = np.stack(truth), np.stack(guesses)
         some = truth.any(0)  # a class that is never there has no F1
         if not some.any():
@@ -253,8 +244,6 @@ class _Presence:
 
 class _Symbols:
     """A sequence of symbols by connectionist temporal classification; the blank is 0."""
-
-    sign = -1
 
     def __init__(self, task, targets):
         self.task, self.n_out = task, 1 + len(task.symbols)
@@ -365,7 +354,8 @@ def _fit(task, kind, *, batches, targets, seed, lr) -> _Fitted:
             loss.backward()
             optimizer.step()
         guesses, truth, _, lost = _evaluate(kind, head, batches=batches["val"], targets=targets)
-        value = kind.sign * kind.score(truth, guesses), -lost
+        score = kind.score(truth, guesses)  # of pairs, how well the known classes are told apart
+        value = -score if task.kind == "symbols" else score, -lost
         if best is None or value > best.value:
             best = _Fitted(copy.deepcopy(head), value, epoch)
     return best
