@@ -97,13 +97,6 @@ class WaveformFamily(Family):
         self.overhang = self.field - self.stride
         self.first_centre = self.field / 2
 
-    @staticmethod
-    def default_extractor(config):
-        """For a folder without a preprocessor."""
-        from transformers import Wav2Vec2FeatureExtractor
-
-        return Wav2Vec2FeatureExtractor(do_normalize=True)
-
     def convolutional_features(self, model, clips):
         """(n_clips, n_samples) to (n_clips, n_frames, channels)."""
         clips = clips.to(model.device)
@@ -173,12 +166,6 @@ class Whisper(Family):
     def encoder(model):
         return getattr(model, "encoder", model)
 
-    @staticmethod
-    def default_extractor(config):
-        from transformers import WhisperFeatureExtractor
-
-        return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-
     def convolutional_features(self, model, clips):
         if self.padded:
             clips = torch.nn.functional.pad(clips, (0, max(self.longest - clips.shape[1], 0)))
@@ -235,7 +222,7 @@ def load_family(source, config):
     ValueError
         If no family reads such a model.
     """
-    from transformers import AutoFeatureExtractor
+    from transformers import FEATURE_EXTRACTOR_MAPPING, AutoFeatureExtractor
 
     require(
         config.model_type in FAMILIES,
@@ -244,7 +231,8 @@ def load_family(source, config):
     family = FAMILIES[config.model_type]
     preprocessors = ("preprocessor_config.json", "processor_config.json")
     if isinstance(source, Path) and not any((source / name).exists() for name in preprocessors):
-        return family(config, family.default_extractor(config))
+        mels = getattr(config, "num_mel_bins", 1)
+        return family(config, FEATURE_EXTRACTOR_MAPPING[type(config)](feature_size=mels))
     with reading(source, "a model whose preprocessor_config.json is whole"):
         extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
     return family(config, extractor)
