@@ -118,9 +118,7 @@ def last_clip_matrix(times, tr_times) -> sparse.csr_matrix:
     """Weights (n_trs, n_clips) that give each TR the clip that ends where the TR ends, or as near as there is one."""
     tr_ends = tr_times + np.diff(tr_times).mean() / 2
     nearest = np.abs(times[None] - tr_ends[:, None]).argmin(1)
-    n_trs = len(tr_times)
-    places = np.arange(n_trs), nearest
-    return sparse.csr_matrix((np.ones(n_trs), places), shape=(n_trs, len(times)))
+    return sparse.identity(len(times), format="csr")[nearest]
 
 
 def readout_layer(encoder: SpeechEncoder, recipe: Recipe) -> int:
