@@ -258,7 +258,11 @@ def evaluate(
     states = _states(encoder, ds, stories=stories, layers=layers, **settings)
     if transform is not None:
         states = {layer: transform(x) for layer, x in states.items()}
-    low = _low_level(ds, stories, settings.get("kernel", "lanczos")) if beyond_low_level else None
+    low = None
+    if beyond_low_level:
+        names = lowlevel.LOW_LEVEL if all(ds.has_words(s) for s in stories) else ("mel",)
+        kernel = {"kernel": settings.get("kernel", "lanczos")}
+        low = {s: lowlevel.low_level(ds.story(s), names, **kernel) for s in dict.fromkeys(stories)}
     tables = {}
     options = {"on": on, "repeats": repeats, "noise_free": noise_free, "train": train}
     for group in _ridge_groups(ds, subjects):
@@ -277,14 +281,6 @@ def evaluate(
                 tables[subject, layer] = _rows(target, own, each_story)
     names = ["subject", "layer", "region", *["story"] * each_story]
     return pd.concat(tables, names=names).reset_index()
-
-
-def _low_level(ds, stories, kernel):
-    """Low-level features at TRs, by story; mel alone where not every story has words."""
-    names = lowlevel.LOW_LEVEL if all(ds.has_words(s) for s in stories) else ("mel",)
-    return {
-        s: lowlevel.low_level(ds.story(s), names, kernel=kernel) for s in dict.fromkeys(stories)
-    }
 
 
 def _ridge_groups(ds, subjects, most: int = 50_000) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """The recordings of LeBel et al. 2023 (OpenNeuro ds003020, CC0): fetched file by file, checked, and opened as a `Dataset`."""
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -249,22 +248,17 @@ def _report_altered(root, altered, strict):
     warnings.warn(f"{message}; used as they are", stacklevel=3)
 
 
-@contextlib.contextmanager
 def _sole_fetcher(root):
-    """Hold the lock of a folder; another process that has it is waited for."""
+    """Take the lock of a folder, to hold in a ``with``; another process that has it is waited for."""
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".fetch.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is fetching into {root}: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _bring(rows, root, *, source, n_chosen, jobs, quiet):

@@ -21,14 +21,16 @@ ASSETS = Path(__file__).parent / "assets"  # of the embedded models
 ZOO = Path(__file__).resolve().parents[1] / "results" / "zoo"  # of a checkout
 SCORES = ["normalised", "low_level", "beyond_low_level"]
 COPIED = ["run", "group", "model", "recipe", "target", "voxels", "n_voxels"]  # from `about`
-COLUMNS = [*COPIED, "n_stories", "seed", "method", "tuned_on", "features"]
-COLUMNS += ["subject", "kind", "region", "story"]
 CHANGES = {"change": "normalised", "beyond_change": "beyond_low_level"}  # against the untuned model
 OVER_MAP = {
     "over_map": "normalised",
     "beyond_over_map": "beyond_low_level",
 }  # against the linear map
-COLUMNS += [*SCORES, *CHANGES, *OVER_MAP, "seconds"]
+COLUMNS = [
+    *(*COPIED, "n_stories", "seed", "method", "tuned_on", "features"),
+    *("subject", "kind", "region", "story"),
+    *(*SCORES, *CHANGES, *OVER_MAP, "seconds"),
+]
 SAME = ["model", "features", "subject", "kind", "region", "story"]  # of scores that compare
 MADE_FROM = ["tuned_on", "target", "voxels", "n_voxels", "n_stories"]
 SCORING = 1  # of `workflow/tune.py`; raise it when that scores in another way
@@ -102,16 +104,6 @@ def _read(path: Path) -> dict:
     return entry
 
 
-def _is_of(entry: dict, dataset, about: dict) -> bool:
-    """Whether a result is of this data set and of these settings; else its numbers say nothing about them."""
-    expected = {"dataset": _data(dataset), "about": _plain(about)}
-    return all(
-        entry[part].get(name) == value
-        for part, values in expected.items()
-        for name, value in values.items()
-    )
-
-
 def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False, **about):
     """Numbers of a precomputed result where there is one of just these settings; else they are computed now.
 
@@ -135,7 +127,8 @@ def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False,
     path = Path(path)
     if path.exists():
         entry = _read(path)
-        if _is_of(entry, dataset, about):
+        asked = {"dataset": _data(dataset), "about": _plain(about)}
+        if all(entry[part].get(k) == v for part in asked for k, v in asked[part].items()):
             return entry["numbers"]
     if compute is None:
         return None
@@ -330,19 +323,16 @@ def weights_hash(model: str) -> str:
 
 def _current(folder: Path, dataset) -> tuple[dict, dict]:
     """Entries of the runs that are up to date, the newest of each name, and {run: why it is not}."""
-    entries, stale, found = {}, {}, []
+    found = []
     for path in sorted(folder.glob("[!.]*.json")):
         with reading(path, "a run of the zoo", remedy="remove it, then `make runs`"):
             entry = _read(path)
             _check_scores(entry["numbers"])
             name, when = entry["about"]["run"], entry["provenance"]["when"]
             found.append((when, name, _stale(entry, dataset), entry))
-    for _, name, reason, entry in sorted(found, key=lambda one: one[0]):
-        if reason:
-            stale[name] = reason
-        else:
-            entries[name] = entry
-    return entries, {name: why for name, why in stale.items() if name not in entries}
+    found.sort(key=lambda one: one[0])
+    entries = {name: entry for _, name, reason, entry in found if not reason}
+    return entries, {name: reason for _, name, reason, _ in found if name not in entries}
 
 
 def _check_scores(numbers: dict):
