@@ -351,14 +351,12 @@ class Responses(Tree):
         path = self._response_path(subject, story)
         data = read_hf5(path, key, columns=self._columns(path, voxels))
         n_rows = self._story(story).n_rows
-        if data.shape[-2] != n_rows:
-            source = (
-                "respdict.json, less the trimming" if story in self._volumes else "other subjects"
-            )
-            raise ValueError(
-                f"story {story!r}, {path}: {data.shape[-2]} response rows but {n_rows} TRs ({source}); "
-                "was the audio cut, or is the file another story's?"
-            )
+        source = "respdict.json, less the trimming" if story in self._volumes else "other subjects"
+        require(
+            data.shape[-2] == n_rows,
+            f"story {story!r}, {path}: {data.shape[-2]} response rows but {n_rows} TRs ({source}); "
+            "was the audio cut, or is the file another story's?",
+        )
         if self._story(story).audio_path.exists():
             _ = self._story(story).tr_times  # refuses rows beyond the sound
         return data, path

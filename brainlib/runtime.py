@@ -141,8 +141,8 @@ def read_json(path: str | Path, what: str, **options) -> dict:
     """The object that a JSON file holds; see `reading`."""
     with reading(path, what, **options):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"holds a {type(content).__name__}, not {{...}}")
+        kind = type(content).__name__
+        require(isinstance(content, dict), f"holds a {kind}, not {{...}}", kind=TypeError)
     return content
 
 

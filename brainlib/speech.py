@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .adapters import check_adapters_act, fuse_attention
+from .adapters import fuse_attention
 from .families import RATE, load_family
 from .runtime import atomic, cache_dir, pick_device, read_arrays, require
 from .timing import downsample
@@ -27,13 +27,6 @@ from .windows import (
     plan_windows,
 )
 
-__all__ = [
-    "ConvolutionalCache",
-    "SpeechEncoder",
-    "check_adapters_act",
-    "features_at_trs",
-    "fuse_attention",
-]
 CACHE_VERSION = 2  # of hidden states: raise it when the code computes or keeps others
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("whisper-tiny.en", "wavlm-pico")

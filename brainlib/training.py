@@ -186,11 +186,11 @@ def last_checkpoint(folder: Path, run: dict) -> str | None:
         f"{folder} holds {present} but no run.json, which says of what run: give another folder, or remove it",
     )
     earlier = read_json(stamp, "what tells a run", remedy=ANEW) if stamp.exists() else run
-    if earlier != run:
-        differs = [name for name in earlier if run.get(name) != earlier[name]]
-        raise ValueError(
-            f"{folder} holds another run (different: {', '.join(differs)}): give another folder, or remove it"
-        )
+    differs = [name for name in earlier if run.get(name) != earlier[name]]
+    require(
+        earlier == run,
+        f"{folder} holds another run (different: {', '.join(differs)}): give another folder, or remove it",
+    )
     with atomic(stamp) as part:
         part.write_text(json.dumps(run))
     found = [p for p in (folder / "checkpoints").glob("checkpoint-*") if p.name[11:].isdigit()]

@@ -87,9 +87,11 @@ def plan_windows(family, n_samples: int, *, window, hop, exact=False, pool=None)
         If the hop exceeds the window, or the window what the model has positions for.
     """
     shortest = family.field / RATE if exact else 0
-    if not 0 < hop <= window or hop < shortest:
-        also = f", hop >= {shortest:g}" if exact else ""
-        raise ValueError(f"hop {hop} s and window {window} s; expected 0 < hop <= window{also}")
+    also = f", hop >= {shortest:g}" if exact else ""
+    require(
+        0 < hop <= window and hop >= shortest,
+        f"hop {hop} s and window {window} s; expected 0 < hop <= window{also}",
+    )
     longest = family.longest or np.inf
     require(
         window * RATE <= longest,

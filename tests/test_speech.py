@@ -23,14 +23,9 @@ from transformers import (
 )
 
 from brainlib import families, speech, timing
+from brainlib.adapters import check_adapters_act, fuse_attention
 from brainlib.runtime import cache_dir
-from brainlib.speech import (
-    ConvolutionalCache,
-    SpeechEncoder,
-    check_adapters_act,
-    features_at_trs,
-    fuse_attention,
-)
+from brainlib.speech import ConvolutionalCache, SpeechEncoder, features_at_trs
 
 SMALL = dict(
     hidden_size=24,
