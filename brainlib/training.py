@@ -319,8 +319,8 @@ class TuningTrainer(Trainer):
         self.check_readouts(score, epoch)
         loss = float(np.mean(self.step_losses)) if self.step_losses else None
         self.step_losses = []
-        entry = {"epoch": epoch, "validation": score, "loss": loss}
-        entry["penalty"] = {subject: penalty for subject, (_, penalty) in found.items()}
+        penalties = {subject: penalty for subject, (_, penalty) in found.items()}
+        entry = {"epoch": epoch, "validation": score, "loss": loss, "penalty": penalties}
         self.progress.add(entry, self.network, write=self.is_world_process_zero())
         metrics = {f"{metric_key_prefix}_score": score}
         self.log(metrics if loss is None else {"loss": loss, **metrics})
