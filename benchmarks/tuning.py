@@ -23,7 +23,7 @@ from transformers import AutoModel
 
 from brainlib import datasets, evaluation
 from brainlib.recipes import RECIPES
-from brainlib.speech import ASSETS, RATE, SpeechEncoder
+from brainlib.speech import ASSETS, RATE, SpeechEncoder, features_at_trs
 from brainlib.tuning import BrainTuner
 
 
@@ -82,21 +82,17 @@ if __name__ == "__main__":
     print(
         f"simulated subject {options.subject}, {len(stories)} stories, {options.epochs} epochs, {len(voxels)} voxels"
     )
+    read = [*ds.split["train"], *ds.split["val"]]
+    responses = {story: ds.responses(options.subject, story, voxels=voxels) for story in read}
 
     def score(encoder):
-        last = encoder.layers - 1
-        scores = evaluation.voxelwise_scores(
-            encoder,
-            ds,
-            subject=options.subject,
-            layers=[last],
-            voxels=voxels,
-            on="val",
-            window=10,
-            hop=8,
-            cache=False,
-        )
-        return f"mean r {scores[last].mean():.4f}"
+        last, states = encoder.layers - 1, {}
+        for story in responses:
+            sizes = {"window": 10, "hop": 8, "cache": False}
+            states[story] = features_at_trs(encoder, ds.story(story), [last], **sizes)[last]
+        ridge = evaluation.fresh_ridge(states, responses, stories=ds.split["train"])
+        pairs = ([part[story] for story in ds.split["val"]] for part in (states, responses))
+        return f"mean r {ridge.score(*pairs).mean():.4f}"
 
     print("pretrained", score(SpeechEncoder.from_pretrained("wavlm-pico")), flush=True)
     with settled() as memory:

@@ -4,8 +4,6 @@ Features, nuisance and responses are dictionaries of arrays by story, each of sh
 fitted on the stories that are named for it; the others are only predicted.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .encoding import RidgeEncoder

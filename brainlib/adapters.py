@@ -1,13 +1,13 @@
 """Adapters that act: WavLM's attention made to call its projections, and a check for any model."""
 
-from __future__ import annotations
-
+import copy
 import sys
-from contextlib import contextmanager
 from types import MethodType
 
 import numpy as np
 import torch
+
+from .runtime import require
 
 
 def pass_over_old_torchao():
@@ -29,7 +29,7 @@ def check_adapters_act(model, audio) -> int:
     """Make sure that every adapter in a model can change its output.
 
     PEFT puts adapters around modules; a model that reads a module's weights past it never calls them, trains nothing,
-    and says nothing. This moves all adapters a little, and asks for the gradient of each; weights are as before in the end.
+    and says nothing. This moves all adapters of a copy a little, and asks for the gradient of each.
 
     Parameters
     ----------
@@ -50,64 +50,49 @@ def check_adapters_act(model, audio) -> int:
     RuntimeError
         If an adapter gets no gradient.
     """
-    network = model.model if hasattr(model, "hidden_states") else model
-    adapters = _adapter_parameters(network)
-    if not adapters:
-        raise ValueError("the model has no adapters: put them in with peft.get_peft_model first")
+    model = copy.copy(model)
+    network = copy.deepcopy(model.model if hasattr(model, "hidden_states") else model).eval()
+    adapters = adapter_parameters(network)
+    require(adapters, "the model has no adapters: put them in with peft.get_peft_model first")
     clips = torch.as_tensor(np.asarray(audio, np.float32))[None]  # (1, n_samples)
-    with _moved(network, adapters) as generator:
-        if network is model:
-            out = model(clips.to(next(model.parameters()).device)).last_hidden_state
-        else:
-            out = model.hidden_states(clips)[-1]
-        gradients = [None] * len(adapters)
-        if out.requires_grad:
-            direction = torch.randn(out.shape, generator=generator).to(out)
-            gradients = torch.autograd.grad(
-                (out * direction).sum(), list(adapters.values()), allow_unused=True
-            )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in adapters.values():
+        step = 0.02 * torch.randn(parameter.shape, generator=generator)
+        parameter.requires_grad_(True).data.add_(step.to(parameter))
+    if hasattr(model, "hidden_states"):
+        model.model = network
+        out = model.hidden_states(clips)[-1]
+    else:
+        out = network(clips.to(next(network.parameters()).device)).last_hidden_state
+    gradients = [None] * len(adapters)
+    if out.requires_grad:
+        direction = torch.randn(out.shape, generator=generator).to(out)
+        gradients = torch.autograd.grad(
+            (out * direction).sum(), list(adapters.values()), allow_unused=True
+        )
     idle = [
         name
         for name, gradient in zip(adapters, gradients)
         if gradient is None or not float(gradient.abs().max()) > 0
     ]
-    if idle:
-        raise RuntimeError(
-            f"{len(idle)} of {len(adapters)} adapter tensors change nothing (first: {idle[0]}): "
-            "the model reads past the modules they wrap, or they are disabled. "
-            "For transformers' WavLM call brainlib.speech.fuse_attention(model)"
-        )
+    require(
+        not idle,
+        f"{len(idle)} of {len(adapters)} adapter tensors change nothing (first: {idle[:1]}): "
+        "the model reads past the modules they wrap, or they are disabled. "
+        "For transformers' WavLM call brainlib.speech.fuse_attention(model)",
+        kind=RuntimeError,
+    )
     return len(adapters)
 
 
-def _adapter_parameters(network) -> dict:
+def adapter_parameters(network) -> dict:
+    """{name: parameter} of all that PEFT has put into a model; empty without adapters."""
     return {
         f"{name}.{inner}": parameter
         for name, module in network.named_modules()
         for inner, parameter in module.named_parameters()
         if inner.split(".")[0] in getattr(module, "adapter_layer_names", ())
     }
-
-
-@contextmanager
-def _moved(network, adapters):
-    """Within: ``eval()``, adapters moved at random and trainable. Afterwards all is as before. Yields the generator."""
-    values = {name: parameter.detach().clone() for name, parameter in adapters.items()}
-    trainable = {name: parameter.requires_grad for name, parameter in adapters.items()}
-    modes = {module: module.training for module in network.modules()}
-    generator = torch.Generator().manual_seed(0)
-    try:
-        network.eval()
-        for parameter in adapters.values():
-            step = 0.02 * torch.randn(parameter.shape, generator=generator)
-            parameter.requires_grad_(True).data.add_(step.to(parameter))
-        yield generator
-    finally:
-        for name, parameter in adapters.items():
-            parameter.data.copy_(values[name])
-            parameter.requires_grad_(trainable[name])
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def fuse_attention(model) -> int:

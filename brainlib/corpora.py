@@ -3,8 +3,6 @@
 Nothing is downloaded. Every corpus becomes one table that `tasks.evaluate_task` understands once its sounds have states.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -78,8 +76,9 @@ def load_corpus(name: str, root: str | Path, **options) -> pd.DataFrame:
     TIMIT has no validation set: every tenth speaker of TRAIN becomes it. CREMA-D has no split: no actor is in two parts, and
     the last digit of the actor's number decides (8: validation; 9: test).
     """
-    if name not in READERS:
-        raise KeyError(f"no corpus {name!r}; expected one of {sorted(READERS)}")
+    require(
+        name in READERS, f"no corpus {name!r}; expected one of {sorted(READERS)}", kind=KeyError
+    )
     if name != "superb":
         root = Path(root).expanduser()
     table = pd.DataFrame(READERS[name](root, **options))

@@ -1,7 +1,5 @@
 """From the voxels of a scan to fsaverage5 and to named regions, by the subject's own anatomy."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -91,19 +89,16 @@ def read(root, subject: str) -> SimpleNamespace:
             arrays = _build(files)
         with atomic(cached) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)
-    arrays = SimpleNamespace(**arrays)
-    matrix = sparse.csr_matrix(
-        (arrays.data, arrays.indices, arrays.indptr), shape=tuple(arrays.shape)
-    )
+    parts = tuple(arrays[name] for name in ("data", "indices", "indptr"))
     atlas = int("HCPMMP1" in files["lh labels"].name)
     regions = {
-        name: np.isin(arrays.labels, parts[atlas].split()) for name, parts in REGIONS.items()
+        name: np.isin(arrays["labels"], areas[atlas].split()) for name, areas in REGIONS.items()
     }
-    sides = {f"{side}_hemisphere": arrays.side == i for i, side in enumerate(SIDES.values())}
+    sides = {f"{side}_hemisphere": arrays["side"] == i for i, side in enumerate(SIDES.values())}
     return SimpleNamespace(
-        matrix=matrix,
-        vertices=arrays.vertices,
-        labels=arrays.labels,
+        matrix=sparse.csr_matrix(parts, shape=tuple(arrays["shape"])),
+        vertices=arrays["vertices"],
+        labels=arrays["labels"],
         regions=with_unions(regions) | sides,
     )
 

@@ -351,14 +351,12 @@ class Responses(Tree):
         path = self._response_path(subject, story)
         data = read_hf5(path, key, columns=self._columns(path, voxels))
         n_rows = self._story(story).n_rows
-        if data.shape[-2] != n_rows:
-            source = (
-                "respdict.json, less the trimming" if story in self._volumes else "other subjects"
-            )
-            raise ValueError(
-                f"story {story!r}, {path}: {data.shape[-2]} response rows but {n_rows} TRs ({source}); "
-                "was the audio cut, or is the file another story's?"
-            )
+        source = "respdict.json, less the trimming" if story in self._volumes else "other subjects"
+        require(
+            data.shape[-2] == n_rows,
+            f"story {story!r}, {path}: {data.shape[-2]} response rows but {n_rows} TRs ({source}); "
+            "was the audio cut, or is the file another story's?",
+        )
         if self._story(story).audio_path.exists():
             _ = self._story(story).tr_times  # refuses rows beyond the sound
         return data, path
@@ -579,9 +577,9 @@ class Dataset(Anatomy):
         )
         return picked
 
-    def has_repeats(self, subject: str, *, split: str = "test") -> bool:
-        """Whether every story of a split was presented to the subject more than once."""
-        return all(self.n_repeats(subject, story) > 1 for story in self.split[split])
+    def has_repeats(self, subject: str, *, split: str = "test", at_least: int = 2) -> bool:
+        """Whether every story of a split was presented to the subject more than once, or as often as stated."""
+        return all(self.n_repeats(subject, story) >= at_least for story in self.split[split])
 
     def noise_ceiling(self, subject: str, *, split: str = "test", repeats=None) -> np.ndarray:
         """CC_max per voxel in [0, 1], shape (n_voxels,), of the stories of a split end to end (see `encoding.noise_ceiling`).

@@ -1,7 +1,5 @@
 """Encoding models: ridge regression from delayed features to voxels, its scores, ceilings and significance."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass
@@ -245,9 +243,6 @@ class _HeldOut:
 
     @classmethod
     def of(cls, design, gram, train, test, alphas, *, kernel):
-        import torch
-
-        train, test = (torch.from_numpy(i).to(design.device) for i in (train, test))
         if kernel:
             values, project = _eigh(gram[train][:, train])
             rows = gram[test][:, train] @ project
@@ -264,13 +259,11 @@ class _HeldOut:
 
     def losses(self, y, alphas):
         """Mean squared error of the held-out rows, (n_alphas, n_voxels), for centred targets (n, n_voxels)."""
-        import torch
-
         projected, y = self.project.T @ y[self.train], y[self.test]
-        losses = torch.empty(len(alphas), y.shape[1], device=y.device)
+        losses = y.new_empty(len(alphas), y.shape[1])
         for i, (alpha, k) in enumerate(zip(alphas, self.ranks)):
             rows = self.rows[:, :k] / (self.values[:k] + alpha)
-            residual = torch.addmm(y, rows, projected[:k], alpha=-1)
+            residual = y.addmm(rows, projected[:k], alpha=-1)
             losses[i] = residual.square_().mean(0)
         return losses
 

@@ -1,7 +1,5 @@
 """The same evaluation for every speech model, the choice of voxels, and controls that differ in the brain data alone."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import pandas as pd
 
 from . import lowlevel
 from .datasets import chosen
-from .encoding import RidgeEncoder, correlation
+from .encoding import RidgeEncoder
 from .runtime import require
 from .scores import FLOOR, by_region, by_story, interval, levels, normalised
 from .speech import features_at_trs
@@ -60,7 +58,7 @@ def kept_voxels(ds, subject) -> np.ndarray:
 
     Those with a ceiling above `scores.FLOOR`, by the repeats that `pick_voxels` chooses by; all where it has none.
     """
-    if not _repeated(ds, subject, "val") and not _repeated(ds, subject, "test", 3):
+    if not ds.has_repeats(subject, split="val") and not ds.has_repeats(subject, at_least=3):
         return np.ones(ds.n_voxels(subject), bool)
     return _choosing_ceiling(ds, subject) > FLOOR
 
@@ -75,7 +73,7 @@ def scored_repeats(ds, subject):
         where voxels are chosen on validation stories, or where fewer than four repeats cannot be shared out: scores are
         then a little too good.
     """
-    alone = _repeated(ds, subject, "test", 4) and not _repeated(ds, subject, "val")
+    alone = ds.has_repeats(subject, at_least=4) and not ds.has_repeats(subject, split="val")
     return slice(1, None, 2) if alone else None
 
 
@@ -102,10 +100,10 @@ def _ceiling_threshold(rule):
 
 def _choosing_ceiling(ds, subject):
     """Noise ceiling to choose voxels by: of the validation stories, else of every second repeat of the test stories."""
-    if _repeated(ds, subject, "val"):
+    if ds.has_repeats(subject, split="val"):
         return ds.noise_ceiling(subject, split="val")
     require(
-        _repeated(ds, subject, "test", 3),
+        ds.has_repeats(subject, at_least=3),
         f"{ds.name}: no repeats to choose voxels of {subject} by: none of a validation story, and too few of the "
         "test story to share between choosing and scoring; expected a region or 'all' instead of a ceiling",
     )
@@ -114,10 +112,6 @@ def _choosing_ceiling(ds, subject):
         stacklevel=3,
     )
     return ds.noise_ceiling(subject, repeats=slice(None, None, 2))
-
-
-def _repeated(ds, subject, split, at_least=2):
-    return all(ds.n_repeats(subject, story) >= at_least for story in ds.split[split])
 
 
 # ------------------------------------------------------------------ scores
@@ -139,30 +133,6 @@ def fresh_ridge(
     """
     ridge = RidgeEncoder(None if alpha is None else [alpha], delays=delays, groups=groups)
     return ridge.fit([features[s] for s in stories], [responses[s] for s in stories])
-
-
-def leave_one_story_out(features, responses, *, stories, **options) -> np.ndarray:
-    """Each story predicted from all others: Pearson r, (n_stories, n_voxels).
-
-    An interval over as many stories as there are, for models that are compared on the same ones; a ridge is fitted for
-    each story. Scores of stories with and without repeats do not compare, as the noise in them differs.
-
-    Parameters
-    ----------
-    features, responses
-        See `fresh_ridge`.
-    **options
-        `delays`, `alpha`, `groups`: see `fresh_ridge`.
-    """
-    others = {s: [other for other in stories if other != s] for s in stories}
-    return np.stack(
-        [
-            fresh_ridge(features, responses, stories=rest, **options).score(
-                features[story], responses[story]
-            )
-            for story, rest in others.items()
-        ]
-    )
 
 
 def linear_map(features, responses, *, stories) -> dict:
@@ -206,68 +176,6 @@ def shared_alpha(ridge) -> float:
     return float(np.median(ridge.best_alphas_[predictable]))
 
 
-def measured(
-    ds, subject, *, on: str = "test", voxels=None, repeats=None, noise_free: bool = False
-) -> np.ndarray:
-    """Responses to the stories of a split, end to end: (n_trs, n_voxels), each story z-scored.
-
-    `repeats` (indices or slice) takes the mean of these; it is for the test stories (see `scored_repeats`). `noise_free`
-    takes the simulated signal instead of responses.
-    """
-    return np.concatenate(
-        _by_story(ds, subject, on=on, voxels=voxels, repeats=repeats, noise_free=noise_free)
-    )
-
-
-def _by_story(ds, subject, *, on, repeats, **options):
-    repeats = repeats if on == "test" else None
-    return [ds.responses(subject, s, repeats=repeats, **options) for s in ds.split[on]]
-
-
-def voxelwise_predictions(
-    encoder,
-    ds,
-    *,
-    subject,
-    layers,
-    voxels=None,
-    train=None,
-    on: str = "test",
-    noise_free: bool = False,
-    **settings,
-) -> dict[int, np.ndarray]:
-    """Predicted responses from a speech model, tuned or not, all by the same rule.
-
-    The model is frozen, its features are brought to TRs, and a ridge is fitted anew on the training stories; the
-    read-out that a model was tuned with is never used.
-
-    Parameters
-    ----------
-    encoder : SpeechEncoder
-    layers : sequence of int
-    voxels : indices or mask, optional
-    train : list of str, optional
-        Training stories; all of the split if left out.
-    on : {"test", "val"}
-    noise_free : bool
-        Fit to noise-free responses (simulated subjects only).
-    **settings
-        `window`, `hop`, `cache`, `kernel`: see `features_at_trs`.
-
-    Returns
-    -------
-    predictions : dict of arrays of shape (n_trs, n_voxels), by layer
-        The stories of the split end to end, as `measured` has them.
-    """
-    train, scored = ds.training_stories(train, apart_from=[on]), ds.split[on]
-    ds.fetch([subject], [*train, *scored], what=["stimuli", "responses"])
-    responses = {s: ds.responses(subject, s, voxels=voxels, noise_free=noise_free) for s in train}
-    states = _states(encoder, ds, stories=[*train, *scored], layers=layers, **settings)
-    return {
-        layer: np.concatenate(_predict(states[layer], responses, scored)[0]) for layer in layers
-    }
-
-
 def _states(encoder, ds, *, stories, layers, **settings):
     """Hidden states at TRs: {layer: {story: (n_trs, width)}}."""
     states = {layer: {} for layer in layers}
@@ -282,37 +190,6 @@ def _predict(features, responses, stories, *, groups=None):
     """Predictions for stories, a list, by a ridge fitted anew on all stories of the responses; its cross-validated scores."""
     ridge = fresh_ridge(features, responses, stories=list(responses), groups=groups)
     return ridge.predict([features[s] for s in stories]), ridge.cv_scores_
-
-
-def voxelwise_scores(
-    encoder,
-    ds,
-    *,
-    subject,
-    layers,
-    voxels=None,
-    on: str = "test",
-    repeats=None,
-    noise_free: bool = False,
-    **settings,
-) -> dict[int, np.ndarray]:
-    """Encoding scores of a speech model: {layer: Pearson r of each voxel (n_voxels,)}.
-
-    Parameters
-    ----------
-    repeats : indices or slice, optional
-        Of the test stories, score the mean of these repeats (see `scored_repeats`).
-    noise_free : bool
-        Fit to and score on noise-free responses (simulated subjects only).
-    **settings
-        `train`, `window`, `hop`, `cache`: see `voxelwise_predictions`, which has the other parameters too.
-    """
-    options = {"voxels": voxels, "on": on, "noise_free": noise_free}
-    predictions = voxelwise_predictions(
-        encoder, ds, subject=subject, layers=layers, **options, **settings
-    )
-    y = measured(ds, subject, repeats=repeats, **options)
-    return {layer: correlation(y, predicted) for layer, predicted in predictions.items()}
 
 
 def evaluate(
@@ -333,6 +210,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Encoding scores of a speech model, one row per subject, layer and region.
 
+    The model is frozen, its features are brought to TRs, and a ridge is fitted anew on the training stories; the
+    read-out that a model was tuned with is never used.
+
     Parameters
     ----------
     encoder : SpeechEncoder
@@ -342,8 +222,9 @@ def evaluate(
         All if left out.
     voxels : str, indices, or dict of indices by subject
         What is scored; a str is a rule of `pick_voxels`.
-    train, on
-        See `voxelwise_predictions`.
+    train : list of str, optional
+        Training stories; all of the split if left out.
+    on : {"test", "val"}
     repeats : indices or slice, optional
         Of the test stories; those of `scored_repeats` if left out.
     noise_free : bool
@@ -377,7 +258,11 @@ def evaluate(
     states = _states(encoder, ds, stories=stories, layers=layers, **settings)
     if transform is not None:
         states = {layer: transform(x) for layer, x in states.items()}
-    low = _low_level(ds, stories, settings.get("kernel", "lanczos")) if beyond_low_level else None
+    low = None
+    if beyond_low_level:
+        names = lowlevel.LOW_LEVEL if all(ds.has_words(s) for s in stories) else ("mel",)
+        kernel = {"kernel": settings.get("kernel", "lanczos")}
+        low = {s: lowlevel.low_level(ds.story(s), names, **kernel) for s in dict.fromkeys(stories)}
     tables = {}
     options = {"on": on, "repeats": repeats, "noise_free": noise_free, "train": train}
     for group in _ridge_groups(ds, subjects):
@@ -396,14 +281,6 @@ def evaluate(
                 tables[subject, layer] = _rows(target, own, each_story)
     names = ["subject", "layer", "region", *["story"] * each_story]
     return pd.concat(tables, names=names).reset_index()
-
-
-def _low_level(ds, stories, kernel):
-    """Low-level features at TRs, by story; mel alone where not every story has words."""
-    names = lowlevel.LOW_LEVEL if all(ds.has_words(s) for s in stories) else ("mel",)
-    return {
-        s: lowlevel.low_level(ds.story(s), names, kernel=kernel) for s in dict.fromkeys(stories)
-    }
 
 
 def _ridge_groups(ds, subjects, most: int = 50_000) -> list[list[str]]:
@@ -446,14 +323,9 @@ def _rows(target, predicted, each_story):
     for name, x in parts.items():
         table[name] = x.mean()
         if name in MARGINS:
-            table[MARGINS[name]] = _margin(x)
+            spread = interval(x)
+            table[MARGINS[name]] = spread["high"] - spread["mean"]
     return table
-
-
-def _margin(table):
-    """Half of the 95 % interval over the stories, one per row."""
-    spread = interval(table)
-    return spread["high"] - spread["mean"]
 
 
 @dataclass
@@ -474,10 +346,10 @@ class _Target:
             voxels = pick_voxels(ds, subject, rule=voxels)
         columns = np.arange(ds.n_voxels(subject))[voxels]
         repeats = scored_repeats(ds, subject) if repeats is None else repeats
+        scored = repeats if on == "test" else None
         options = {"voxels": columns, "noise_free": noise_free}
         ceiling = np.full(len(columns), 1.0 if noise_free else np.nan)
-        if not noise_free and _repeated(ds, subject, on):
-            scored = repeats if on == "test" else None
+        if not noise_free and ds.has_repeats(subject, split=on):
             ceiling = ds.noise_ceiling(subject, split=on, repeats=scored)[columns]
         masks = regions(ds, subject)
         if ds.simulated:
@@ -486,7 +358,7 @@ class _Target:
         return cls(
             {s: ds.responses(subject, s, **options) for s in train},
             ds.split[on],
-            _by_story(ds, subject, on=on, repeats=repeats, **options),
+            [ds.responses(subject, s, repeats=scored, **options) for s in ds.split[on]],
             ceiling,
             kept_voxels(ds, subject)[columns],
             {"all voxels": np.ones(len(columns), bool)}

@@ -1,10 +1,8 @@
-"""What differs between families of speech models: one small class each.
+"""What differs between families of speech models: a small class each, or one for all that are built alike.
 
 A class describes its model in the order in which sound flows through it: front end (convolutional features), embedding
-(projection and positions), blocks, final norm. A new family is one class more, with an entry in `FAMILIES`.
+(projection and positions), blocks, final norm. A new family is one class more, or none, and an entry in `FAMILIES`.
 """
-
-from __future__ import annotations
 
 import inspect
 from functools import cached_property
@@ -21,6 +19,8 @@ class Family:
 
     Attributes
     ----------
+    name : str
+        transformers' `model_type`.
     extractor : transformers feature extractor
         Of the checkpoint.
     normalizes : bool
@@ -37,8 +37,6 @@ class Family:
         Whether a norm follows the last block.
     """
 
-    name = ""  # transformers' model_type
-    takes_spectra = False
     frozen: tuple[str, ...] = ()  # how the names of parameters begin that no recipe tunes
     unused: tuple[str, ...] = ()  # ... and of weights that a checkpoint may lack
     longest = None
@@ -83,13 +81,13 @@ class Family:
 
 
 class WaveformFamily(Family):
-    """wav2vec 2.0 and its relatives: convolutions over the waveform, positions by convolution."""
+    """wav2vec 2.0 (Baevski et al. 2020), HuBERT (Hsu et al. 2021) and their like: convolutions over the waveform, and for positions."""
 
     frozen = ("feature_extractor.", "masked_spec_embed")
     unused = ("masked_spec_embed",)
 
     def __init__(self, config, extractor):
-        self.extractor = extractor
+        self.name, self.extractor = config.model_type, extractor
         self.normalizes = bool(extractor.do_normalize)
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
         self.field, self.stride = 1, 1
@@ -98,13 +96,6 @@ class WaveformFamily(Family):
             self.stride *= stride
         self.overhang = self.field - self.stride
         self.first_centre = self.field / 2
-
-    @staticmethod
-    def default_extractor(config):
-        """For a folder without a preprocessor."""
-        from transformers import Wav2Vec2FeatureExtractor
-
-        return Wav2Vec2FeatureExtractor(do_normalize=True)
 
     def convolutional_features(self, model, clips):
         """(n_clips, n_samples) to (n_clips, n_frames, channels)."""
@@ -121,22 +112,8 @@ class WaveformFamily(Family):
         return model.encoder.dropout(x if self.pre_norm else model.encoder.layer_norm(x))
 
 
-class Wav2Vec2(WaveformFamily):
-    """wav2vec 2.0 (Baevski et al. 2020)."""
-
-    name = "wav2vec2"
-
-
-class Hubert(WaveformFamily):
-    """HuBERT (Hsu et al. 2021)."""
-
-    name = "hubert"
-
-
 class WavLM(WaveformFamily):
     """WavLM (Chen et al. 2022): the first block makes a relative position bias, which the others get handed on."""
-
-    name = "wavlm"
 
     def run_block(self, block, x, carry):
         x, position_bias = block(x, attention_mask=None, position_bias=carry)[:2]
@@ -150,8 +127,6 @@ class Whisper(Family):
     frames of a clip's sound see those of the silence after it, and only the former are kept.
     """
 
-    name = "whisper"
-    takes_spectra = True
     frozen = ("conv1.", "conv2.", "embed_positions.")
     unused = ("decoder.",)
     pre_norm = True
@@ -165,7 +140,7 @@ class Whisper(Family):
     )  # convolutions of three frames, strides 1 and 2
 
     def __init__(self, config, extractor):
-        self.extractor = extractor
+        self.name, self.extractor = config.model_type, extractor
         self.longest = self.stride * config.max_source_positions
 
     def exact_window(self, n_samples: int) -> tuple[int, int]:
@@ -190,12 +165,6 @@ class Whisper(Family):
     @staticmethod
     def encoder(model):
         return getattr(model, "encoder", model)
-
-    @staticmethod
-    def default_extractor(config):
-        from transformers import WhisperFeatureExtractor
-
-        return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
 
     def convolutional_features(self, model, clips):
         if self.padded:
@@ -231,7 +200,12 @@ class Whisper(Family):
         return {"layer_head_mask": None} if "layer_head_mask" in wanted else {}
 
 
-FAMILIES = {family.name: family for family in (WavLM, Wav2Vec2, Hubert, Whisper)}
+FAMILIES = {  # by transformers' model_type
+    "wavlm": WavLM,
+    "wav2vec2": WaveformFamily,
+    "hubert": WaveformFamily,
+    "whisper": Whisper,
+}
 
 
 def load_family(source, config):
@@ -248,7 +222,7 @@ def load_family(source, config):
     ValueError
         If no family reads such a model.
     """
-    from transformers import AutoFeatureExtractor
+    from transformers import FEATURE_EXTRACTOR_MAPPING, AutoFeatureExtractor
 
     require(
         config.model_type in FAMILIES,
@@ -257,7 +231,8 @@ def load_family(source, config):
     family = FAMILIES[config.model_type]
     preprocessors = ("preprocessor_config.json", "processor_config.json")
     if isinstance(source, Path) and not any((source / name).exists() for name in preprocessors):
-        return family(config, family.default_extractor(config))
+        mels = getattr(config, "num_mel_bins", 1)
+        return family(config, FEATURE_EXTRACTOR_MAPPING[type(config)](feature_size=mels))
     with reading(source, "a model whose preprocessor_config.json is whole"):
         extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
     return family(config, extractor)

@@ -1,7 +1,5 @@
 """The files of the layout, read with care: what is missing, cut, or a stand-in for itself is refused with its remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import warnings
@@ -150,11 +148,10 @@ def read_hf5(path: Path, key: str, *, columns=slice(None)) -> np.ndarray:
     Of these `columns` (a slice or indices) alone; rows are read a few at a time, so the others never are in memory.
     """
     with _opened(path) as file:
-        if key not in file:
-            why = "presented once" if key == "individual_repeats" else f"keys {list(file)}"
-            raise ValueError(
-                f"{path}: {why}; expected {key!r} of shape ([n_repeats,] n_trs, n_voxels)"
-            )
+        why = "presented once" if key == "individual_repeats" else f"keys {list(file)}"
+        require(
+            key in file, f"{path}: {why}; expected {key!r} of shape ([n_repeats,] n_trs, n_voxels)"
+        )
         stored = file[key]
         width = stored.shape[-1]
         columns = np.arange(width)[columns]

@@ -1,7 +1,5 @@
 """What tuning changed inside a model: parameters by layer and kind, similarity and dimension of hidden states."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
@@ -60,7 +58,8 @@ def parameter_change(base: SpeechEncoder, tuned: SpeechEncoder) -> pd.DataFrame:
     for name, w in before.items():
         change, norm = float((after[name] - w).norm()), float(w.norm())
         relative = change / norm if norm else np.nan
-        rows.append([name, _layer(name, base), _kind(name), change, norm, relative])
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
+        rows.append([name, _layer(name, base), kind, change, norm, relative])
     return pd.DataFrame(rows, columns=CHANGE_COLUMNS)
 
 
@@ -184,7 +183,3 @@ def _layer(name: str, encoder: SpeechEncoder) -> int:
         return block + 1
     last = encoder.family.pre_norm and re.search(r"(^|encoder\.)layer_norm\.", name)
     return encoder.layers - 1 if last else 0
-
-
-def _kind(name: str) -> str:
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")

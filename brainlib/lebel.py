@@ -1,8 +1,5 @@
 """The recordings of LeBel et al. 2023 (OpenNeuro ds003020, CC0): fetched file by file, checked, and opened as a `Dataset`."""
 
-from __future__ import annotations
-
-import contextlib
 import hashlib
 import os
 import shutil
@@ -251,22 +248,17 @@ def _report_altered(root, altered, strict):
     warnings.warn(f"{message}; used as they are", stacklevel=3)
 
 
-@contextlib.contextmanager
 def _sole_fetcher(root):
-    """Hold the lock of a folder; another process that has it is waited for."""
+    """Take the lock of a folder, to hold in a ``with``; another process that has it is waited for."""
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".fetch.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is fetching into {root}: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _bring(rows, root, *, source, n_chosen, jobs, quiet):
@@ -284,19 +276,21 @@ def _bring(rows, root, *, source, n_chosen, jobs, quiet):
             flush=True,
         )
     needed = max(int(todo.bytes.sum()) - n_here, 0) + SPARE
-    if needed > free:
-        raise OSError(
-            f"{root}: {_gb(free)} free, {_gb(needed)} needed; free some, ask for less, or give another root"
-        )
+    require(
+        needed <= free,
+        f"{root}: {_gb(free)} free, {_gb(needed)} needed; free some, ask for less, or give another root",
+        kind=OSError,
+    )
     reasons = _transfer(source, todo, parts, jobs=jobs, quiet=quiet)
     failed = _place(todo, parts, root)
-    if failed:
-        first = "; ".join(f"{p}: {reasons.get(p) or d}" for p, d in list(failed.items())[:3])
-        raise ConnectionError(
-            f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}"
-            f"{' ...' if len(failed) > 3 else ''}. "
-            "The others are in place; call again to go on, or give mirror= a copy"
-        )
+    first = "; ".join(f"{p}: {reasons.get(p) or d}" for p, d in list(failed.items())[:3])
+    require(
+        not failed,
+        f"{len(failed)} of {len(todo)} files did not come whole from {source}: {first}"
+        f"{' ...' if len(failed) > 3 else ''}. "
+        "The others are in place; call again to go on, or give mirror= a copy",
+        kind=ConnectionError,
+    )
 
 
 def _place(rows, parts: Path, root: Path) -> dict[str, str]:

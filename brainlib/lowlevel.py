@@ -4,13 +4,12 @@ Each feature is a function of a story that returns ``(values, times)``: values o
 `feature_space` brings them to TRs. Its docstring says what they are, in what units, and from which source.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np
 from scipy import fft
 
+from .runtime import require
 from .timing import downsample
 
 FEATURES = {}  # name: function of a story
@@ -272,8 +271,9 @@ def feature_space(story, name: str, *, kernel: str = "lanczos") -> np.ndarray:
     KeyError
         If there is no such feature.
     """
-    if name not in FEATURES:
-        raise KeyError(f"no feature {name!r}; expected one of {sorted(FEATURES)}")
+    require(
+        name in FEATURES, f"no feature {name!r}; expected one of {sorted(FEATURES)}", kind=KeyError
+    )
     values, times = FEATURES[name](story)
     return downsample(values.astype(np.float64), times, story.tr_times, kernel=kernel).astype(
         np.float32

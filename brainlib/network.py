@@ -1,10 +1,7 @@
 """One training step of brain-tuning: sound, convolutional features, transformer, resampling to TRs, delays, read-out, loss."""
 
-from __future__ import annotations
-
 import re
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,40 +14,10 @@ from .recipes import Recipe
 from .runtime import require
 from .speech import RATE, ConvolutionalCache, SpeechEncoder
 from .timing import fir, lanczos_matrix
-from .windows import plan_windows
+from .windows import by_length, plan_windows
 
 POOL_S = 0.1  # seconds per row where a clip gives its frames
 CLIPS_AT_ONCE_S = 33  # seconds of sound that go through the transformer together
-
-
-@dataclass(frozen=True, order=True)
-class Clip:
-    """A stretch of a story's sound, and the frames of it that become rows of the story's features.
-
-    Attributes
-    ----------
-    first_frame : int
-        Number of the first frame that it gives, counted over the whole story.
-    start, n_samples : int
-        Where it lies in the sound.
-    keep_from, keep_to : int
-        The frames that it gives, counted within the clip; the earlier ones are context.
-    frames_per_row : int
-        So many frames are averaged to one row.
-    """
-
-    first_frame: int
-    start: int
-    n_samples: int
-    keep_from: int
-    keep_to: int
-    frames_per_row: int
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The row of the story's features to which each frame that is kept belongs: (n_kept,)."""
-        n_kept = self.keep_to - self.keep_from
-        return (self.first_frame + np.arange(n_kept)) // self.frames_per_row
 
 
 class StoryFeatures:
@@ -103,27 +70,24 @@ class StoryFeatures:
             for clip, clip_states in zip(batch, states):
                 rows = clip.rows - first_row
                 inside = np.flatnonzero((rows >= 0) & (rows < len(pooled)))
-                kept = clip_states[clip.keep_from : clip.keep_to][inside].float()
+                kept = clip_states[clip.first_frame : clip.end_frame][inside].float()
                 index = torch.from_numpy(rows[inside]).to(pooled.device)
                 pooled = pooled.index_add(0, index, kept / clip.frames_per_row)
         return pooled
 
     def batches(self, first_row: int, end_row: int):
         """Lists of clips of one length that together give these rows, half a minute of sound each."""
-        by_length = defaultdict(list)
-        for clip in self.clips:
-            if clip.rows[0] < end_row and clip.rows[-1] >= first_row:
-                by_length[clip.n_samples].append(clip)
-        for n_samples in sorted(by_length):
-            clips, size = by_length[n_samples], max(CLIPS_AT_ONCE_S * RATE // n_samples, 1)
+        needed = [c for c in self.clips if c.rows[0] < end_row and c.rows[-1] >= first_row]
+        for n_samples, clips in sorted(by_length(needed).items()):
+            size = max(CLIPS_AT_ONCE_S * RATE // n_samples, 1)
             for start in range(0, len(clips), size):
                 yield clips[start : start + size]
 
 
 def clips_of_story(encoder: SpeechEncoder, recipe: Recipe, *, n_samples: int):
-    """The clips of a story of `n_samples`, and the times (n_rows,) of the rows that they give, in seconds."""
+    """The clips (`windows.Window`) of a story, and the times (n_rows,) of the rows that they give, in seconds."""
     by_frames = recipe.pooling == "frames"
-    plan = plan_windows(
+    windows, times = plan_windows(
         encoder.family,
         n_samples,
         window=recipe.window,
@@ -131,29 +95,30 @@ def clips_of_story(encoder: SpeechEncoder, recipe: Recipe, *, n_samples: int):
         exact=not by_frames,
         pool=POOL_S if by_frames else None,
     )
+    if by_frames:
+        return windows, times
     clips = []
-    for window in plan.windows:
-        row, n_frames = window.row, encoder.family.n_frames(window.n_samples)
-        frames = {  # number of the first frame, kept from, kept to, frames per row
-            "frames": (row, window.first_frame, window.end_frame, plan.frames_per_row),
-            "first": (row, 0, 1, 1),
-            "last": (row, n_frames - 1, n_frames, 1),
-            "mean": (row * n_frames, 0, n_frames, n_frames),
+    for window in windows:
+        n = encoder.family.n_frames(window.n_samples)
+        kept = {
+            "first": {"first_frame": 0, "end_frame": 1},
+            "last": {"first_frame": n - 1, "end_frame": n},
+            "mean": {
+                "row": window.row * n,
+                "first_frame": 0,
+                "end_frame": n,
+                "frames_per_row": n,
+            },
         }
-        first_frame, keep_from, keep_to, frames_per_row = frames[recipe.pooling]
-        clips.append(
-            Clip(first_frame, window.start, window.n_samples, keep_from, keep_to, frames_per_row)
-        )
-    return sorted(clips), plan.times
+        clips.append(replace(window, padding=0, **kept[recipe.pooling]))
+    return clips, times
 
 
 def last_clip_matrix(times, tr_times) -> sparse.csr_matrix:
     """Weights (n_trs, n_clips) that give each TR the clip that ends where the TR ends, or as near as there is one."""
     tr_ends = tr_times + np.diff(tr_times).mean() / 2
     nearest = np.abs(times[None] - tr_ends[:, None]).argmin(1)
-    n_trs = len(tr_times)
-    places = np.arange(n_trs), nearest
-    return sparse.csr_matrix((np.ones(n_trs), places), shape=(n_trs, len(times)))
+    return sparse.identity(len(times), format="csr")[nearest]
 
 
 def readout_layer(encoder: SpeechEncoder, recipe: Recipe) -> int:

@@ -333,15 +333,10 @@ _QUICK = {
 _BRAINWAVLM_QUICK = _BRAINWAVLM.with_(
     name="brainwavlm-quick", **_QUICK, rank=8, alpha=16.0, lr=2e-3
 )
-_BRAINTUNING_QUICK = _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=1e-4)
-_REFINE_QUICK = _REFINE.with_(
-    name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=5e-5
-)
 # The closed-form read-out follows Antonello's model whisper-large-v3-braintuned; to cross-fit it is new here.
 _CLOSED_FORM_QUICK = _BRAINWAVLM_QUICK.with_(
     name="closedform-quick", dropout=0.0, readout="ridge", loss="mse", lr=2e-4
 )
-_CROSS_FIT_QUICK = _CLOSED_FORM_QUICK.with_(name="crossfit-quick", cross_fit=3)
 RECIPES = {
     r.name: r
     for r in (
@@ -349,10 +344,12 @@ RECIPES = {
         _BRAINTUNING,
         _REFINE,
         _BRAINWAVLM_QUICK,
-        _BRAINTUNING_QUICK,
-        _REFINE_QUICK,
+        _BRAINTUNING.with_(name="braintuning-quick", **_QUICK, lr=1e-4),
+        _REFINE.with_(
+            name="refine-quick", **_QUICK | {"stages": (("readout", 1), ("all", 3))}, lr=5e-5
+        ),
         _CLOSED_FORM_QUICK,
-        _CROSS_FIT_QUICK,
+        _CLOSED_FORM_QUICK.with_(name="crossfit-quick", cross_fit=3),
     )
 }
 

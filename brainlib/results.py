@@ -1,14 +1,12 @@
 """One small JSON per run: numbers, their spread, and where they come from; and the zoo, the runs that notebooks share."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
 import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +21,16 @@ ASSETS = Path(__file__).parent / "assets"  # of the embedded models
 ZOO = Path(__file__).resolve().parents[1] / "results" / "zoo"  # of a checkout
 SCORES = ["normalised", "low_level", "beyond_low_level"]
 COPIED = ["run", "group", "model", "recipe", "target", "voxels", "n_voxels"]  # from `about`
-COLUMNS = [*COPIED, "n_stories", "seed", "method", "tuned_on", "features"]
-COLUMNS += ["subject", "kind", "region", "story"]
 CHANGES = {"change": "normalised", "beyond_change": "beyond_low_level"}  # against the untuned model
 OVER_MAP = {
     "over_map": "normalised",
     "beyond_over_map": "beyond_low_level",
 }  # against the linear map
-COLUMNS += [*SCORES, *CHANGES, *OVER_MAP, "seconds"]
+COLUMNS = [
+    *(*COPIED, "n_stories", "seed", "method", "tuned_on", "features"),
+    *("subject", "kind", "region", "story"),
+    *(*SCORES, *CHANGES, *OVER_MAP, "seconds"),
+]
 SAME = ["model", "features", "subject", "kind", "region", "story"]  # of scores that compare
 MADE_FROM = ["tuned_on", "target", "voxels", "n_voxels", "n_stories"]
 SCORING = 1  # of `workflow/tune.py`; raise it when that scores in another way
@@ -60,20 +60,13 @@ def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
         What was written.
     """
     path = Path(path)
-    if path.suffix != ".json":
-        raise ValueError(f"{path}: results are JSON; end the name in .json")
-    packages = {}
-    for name in ("numpy", "torch", "transformers", "peft"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    require(path.suffix == ".json", f"{path}: results are JSON; end the name in .json")
     provenance = {
         "brainlib": __version__,
         "code": _commit(),
         "machine": f"{platform.machine()} {platform.system()}",
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     entry = {
@@ -111,16 +104,6 @@ def _read(path: Path) -> dict:
     return entry
 
 
-def _is_of(entry: dict, dataset, about: dict) -> bool:
-    """Whether a result is of this data set and of these settings; else its numbers say nothing about them."""
-    expected = {"dataset": _data(dataset), "about": _plain(about)}
-    return all(
-        entry[part].get(name) == value
-        for part, values in expected.items()
-        for name, value in values.items()
-    )
-
-
 def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False, **about):
     """Numbers of a precomputed result where there is one of just these settings; else they are computed now.
 
@@ -144,7 +127,8 @@ def precomputed(path: str | Path, compute, *, dataset=None, write: bool = False,
     path = Path(path)
     if path.exists():
         entry = _read(path)
-        if _is_of(entry, dataset, about):
+        asked = {"dataset": _data(dataset), "about": _plain(about)}
+        if all(entry[part].get(k) == v for part in asked for k, v in asked[part].items()):
             return entry["numbers"]
     if compute is None:
         return None
@@ -264,18 +248,21 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     folder = Path(folder or ZOO)
     entries, stale = _current(folder, None)
     again = f"make it by: snakemake --cores 1 --config only={name} out={folder}"
-    if name in stale and name not in entries:
-        raise ValueError(f"run {name!r} is stale: {stale[name]}; {again}")
-    if name not in entries:
-        raise FileNotFoundError(f"no run {name!r} in {folder}; it has {sorted(entries)}; {again}")
+    require(name not in stale, f"run {name!r} is stale: {stale.get(name)}; {again}")
+    require(
+        name in entries,
+        f"no run {name!r} in {folder}; it has {sorted(entries)}; {again}",
+        kind=FileNotFoundError,
+    )
     about = entries[name]["about"]
     adapter = folder / "adapters" / f"{name}.{about['key']}"
     parts = ("adapter_config.json", "adapter_model.safetensors")
     missing = [part for part in parts if not (adapter / part).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{adapter}: {missing} not found; with keep_model in the grid, {again}"
-        )
+    require(
+        not missing,
+        f"{adapter}: {missing} not found; with keep_model in the grid, {again}",
+        kind=FileNotFoundError,
+    )
     for part, saved in about.get("adapter", {}).items():
         require(digest(adapter / part) == saved, f"{adapter / part}: not what was saved; {again}")
     encoder = SpeechEncoder.from_pretrained(about["model"])
@@ -336,19 +323,16 @@ def weights_hash(model: str) -> str:
 
 def _current(folder: Path, dataset) -> tuple[dict, dict]:
     """Entries of the runs that are up to date, the newest of each name, and {run: why it is not}."""
-    entries, stale, found = {}, {}, []
+    found = []
     for path in sorted(folder.glob("[!.]*.json")):
         with reading(path, "a run of the zoo", remedy="remove it, then `make runs`"):
             entry = _read(path)
             _check_scores(entry["numbers"])
             name, when = entry["about"]["run"], entry["provenance"]["when"]
             found.append((when, name, _stale(entry, dataset), entry))
-    for _, name, reason, entry in sorted(found, key=lambda one: one[0]):
-        if reason:
-            stale[name] = reason
-        else:
-            entries[name] = entry
-    return entries, {name: why for name, why in stale.items() if name not in entries}
+    found.sort(key=lambda one: one[0])
+    entries = {name: entry for _, name, reason, entry in found if not reason}
+    return entries, {name: reason for _, name, reason, _ in found if name not in entries}
 
 
 def _check_scores(numbers: dict):

@@ -1,7 +1,5 @@
 """Where and how things run: seeds, device, cache folder, time and memory, Colab."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob
@@ -13,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +141,8 @@ def read_json(path: str | Path, what: str, **options) -> dict:
     """The object that a JSON file holds; see `reading`."""
     with reading(path, what, **options):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError(f"holds a {type(content).__name__}, not {{...}}")
+        kind = type(content).__name__
+        require(isinstance(content, dict), f"holds a {kind}, not {{...}}", kind=TypeError)
     return content
 
 
@@ -155,29 +152,15 @@ def read_arrays(path: str | Path, what: str, **options) -> dict[str, np.ndarray]
         return dict(file.items())
 
 
-@dataclass
-class Track:
-    """What `track` measured: wall time in seconds, peak resident memory of the process so far in MB."""
-
-    label: str = ""
-    seconds: float = 0.0
-    peak_mb: float = 0.0
-
-    def __str__(self):
-        return f"{self.label}: {self.seconds:.1f} s, peak memory {self.peak_mb:.0f} MB"
-
-
 @contextlib.contextmanager
-def track(label: str = "step", *, quiet: bool = False):
-    """Measure a block and print one line about it; yields the `Track` that is filled in at the end."""
-    note, start = Track(label), time.perf_counter()
+def track(label: str):
+    """Measure a block, and print wall time in seconds and peak resident memory of the process so far in MB."""
+    start = time.perf_counter()
     try:
-        yield note
+        yield
     finally:
-        note.seconds = time.perf_counter() - start
-        note.peak_mb = peak_memory_mb()
-        if not quiet:
-            print(note)
+        seconds = time.perf_counter() - start
+        print(f"{label}: {seconds:.1f} s, peak memory {peak_memory_mb():.0f} MB")
 
 
 def peak_memory_mb() -> float:

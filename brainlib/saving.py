@@ -1,7 +1,5 @@
 """Tuned models in folders that open in stock transformers and PEFT, each with a card that says how."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -229,7 +227,7 @@ def card(tuner, *, lora: bool) -> str:
         after=tuner.history[tuner.kept_epoch]["validation"],
         base_licence=base_licence(base) or "see the base model's page",
         data_licence=about["licence"] or DATA_LICENCES.get(about["data"], "not stated"),
-        code=usage(base, lora=lora, whisper=tuner.encoder.family.takes_spectra),
+        code=usage(base, lora=lora, whisper=tuner.encoder.family.name == "whisper"),
         note=NOTE if lora and tuner.encoder.family.name == "wavlm" else "",
         padding=", each clip padded with silence to 30 s" if tuner.encoder.padded else "",
     )

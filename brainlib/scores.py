@@ -1,11 +1,10 @@
 """Scores beyond one correlation per voxel: relative to the noise ceiling, by region and level, and with their spread."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
-from .encoding import correlation, story_blocks
+from .encoding import correlation
 from .runtime import require
 
 # Of the noise ceiling: only voxels above it have a normalised score. The ceiling of the validation stories decides, so
@@ -99,8 +98,6 @@ def interval(values, *, level: float = 0.95) -> pd.DataFrame:
     table : DataFrame with columns `mean`, `low`, `high`
         One row per column of `values`. Student's t, so that few stories give a wide interval; NaN for a single one.
     """
-    from scipy.stats import t
-
     values = pd.DataFrame(values)
     margin = t.ppf((1 + level) / 2, values.count() - 1) * values.sem()
     return pd.DataFrame(
@@ -126,8 +123,6 @@ def crossed_interval(table, *, level: float = 0.95) -> pd.Series:
     ``(MS_rows + MS_columns - MS_residual) / (n_rows n_columns)``, and no less than that of either alone; degrees of freedom
     after Satterthwaite (1946).
     """
-    from scipy.stats import t
-
     x = np.asarray(table, float)
     require(
         x.ndim == 2 and min(x.shape) > 1 and np.isfinite(x).all(),
@@ -144,45 +139,3 @@ def crossed_interval(table, *, level: float = 0.95) -> pd.Series:
     df = max(mean_square**2 / max(parts.sum(), 1e-300), 1.0)
     margin = t.ppf((1 + level) / 2, df) * np.sqrt(mean_square / x.size)
     return pd.Series({"mean": x.mean(), "low": x.mean() - margin, "high": x.mean() + margin})
-
-
-def bootstrap_blocks(
-    y, predictions, statistic, *, lengths=None, block: int = 10, n: int = 200, seed: int = 0
-) -> np.ndarray:
-    """Draws of a statistic when blocks of TRs are resampled with replacement, each within its story.
-
-    The spread is what other stretches of *these* stories would give. It is no interval over stories, which is wider by
-    far: for that see `interval`.
-
-    Parameters
-    ----------
-    y : array of shape (n_trs, n_voxels)
-        Measured responses.
-    predictions : array of shape (n_trs, n_voxels), or list of them
-        Of one model or of several that are compared: all get the same rows.
-    statistic : callable
-        ``statistic(y, predicted)``, or ``statistic(y, predicted_1, predicted_2, ...)`` for a list; a number or an array.
-    lengths : sequence of int, optional
-        TRs of each story, where several lie end to end.
-    block : int
-        TRs that stay together, so that the signal's autocorrelation is kept.
-    n : int
-        Draws.
-
-    Returns
-    -------
-    draws : array of shape (n, ...)
-    """
-    several = predictions if isinstance(predictions, (list, tuple)) else [predictions]
-    require(
-        all(len(p) == len(y) for p in several),
-        f"{len(y)} measured but {[len(p) for p in several]} predicted TRs",
-    )
-    stories = story_blocks(len(y), lengths=lengths, block=block)
-    rng, draws = np.random.default_rng(seed), []
-    for _ in range(n):
-        rows = np.concatenate(
-            [blocks[i] for blocks in stories for i in rng.integers(0, len(blocks), len(blocks))]
-        )
-        draws.append(statistic(y[rows], *(p[rows] for p in several)))
-    return np.array(draws)

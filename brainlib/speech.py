@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .adapters import check_adapters_act, fuse_attention
+from .adapters import fuse_attention
 from .families import RATE, load_family
 from .runtime import atomic, cache_dir, pick_device, read_arrays, require
 from .timing import downsample
@@ -22,17 +23,10 @@ from .windows import (
     DEFAULT_WINDOW,
     EXACT_HOP,
     EXACT_WINDOW,
-    Plan,
+    by_length,
     plan_windows,
 )
 
-__all__ = [
-    "ConvolutionalCache",
-    "SpeechEncoder",
-    "check_adapters_act",
-    "features_at_trs",
-    "fuse_attention",
-]
 CACHE_VERSION = 2  # of hidden states: raise it when the code computes or keeps others
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("whisper-tiny.en", "wavlm-pico")
@@ -184,21 +178,24 @@ class SpeechEncoder:
         self._check(audio, layers)
         defaults = (EXACT_WINDOW, EXACT_HOP) if exact else (DEFAULT_WINDOW, DEFAULT_HOP)
         window, hop = (d if x is None else x for x, d in zip((window, hop), defaults))
-        plan = plan_windows(self.family, len(audio), window=window, hop=hop, exact=exact, pool=pool)
+        windows, times = plan_windows(
+            self.family, len(audio), window=window, hop=hop, exact=exact, pool=pool
+        )
+        run = partial(_run_windows, self, audio, windows, len(times), batch_size=batch_size)
         if not cache:
-            return _run_windows(self, audio, plan, layers, batch_size), plan.times
+            return run(layers), times
         stored = FeatureCache(
             self,
             audio,
             settings=(round(window, 4), round(hop, 4), exact, pool, self.device.split(":")[0]),
         )
-        states = {layer: stored.read(layer, (len(plan.times), self.width)) for layer in layers}
+        states = {layer: stored.read(layer, (len(times), self.width)) for layer in layers}
         missing = [layer for layer in layers if states[layer] is None]
         if missing:
-            states |= _run_windows(self, audio, plan, missing, batch_size)
+            states |= run(missing)
         for layer in missing:
             stored.write(layer, states[layer])
-        return states, plan.times
+        return states, times
 
     def hidden_states(self, clips, layers=None) -> tuple:
         """Hidden states of clips of one length.
@@ -392,17 +389,15 @@ def _pretrained_model(family, config, source):
 
 
 # ------------------------------------------------------------------ running
-def _run_windows(encoder, audio, plan: Plan, layers, batch_size=None) -> dict:
+def _run_windows(encoder, audio, windows, n_rows, layers, *, batch_size) -> dict:
     """{layer: (n_rows, width)}: what each window keeps, put in its rows."""
-    n_rows, per_row = len(plan.times), plan.frames_per_row
     states = {layer: np.zeros((n_rows, encoder.width), np.float32) for layer in layers}
-    for clip_samples, windows in plan.by_length().items():
+    for clip_samples, alike in by_length(windows).items():
         size = batch_size or _batch_size(encoder, clip_samples)
-        for window, frames in _kept_frames(encoder, audio, windows, layers, size):
-            rows = (window.row + np.arange(window.end_frame - window.first_frame)) // per_row
-            inside = rows < n_rows  # frames that do not fill a last row are left out
+        for window, frames in _kept_frames(encoder, audio, alike, layers, size):
+            inside = window.rows < n_rows  # frames that do not fill a last row are left out
             for layer, x in frames.items():
-                np.add.at(states[layer], rows[inside], x[inside] / per_row)
+                np.add.at(states[layer], window.rows[inside], x[inside] / window.frames_per_row)
     return states
 
 

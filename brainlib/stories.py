@@ -1,7 +1,5 @@
 """One story of a data set: its sound, its words and phonemes, and the times of its response rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path

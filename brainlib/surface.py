@@ -1,10 +1,10 @@
 """Voxels to fsaverage5, and pictures of the cortex that say by themselves when they show simulated data."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np
+
+from .runtime import require
 
 N_VERTICES = 10_242  # of one hemisphere of fsaverage5 (Fischl et al. 1999)
 
@@ -46,10 +46,10 @@ def to_fsaverage5(ds, subject: str, values) -> np.ndarray:
         voxels are some of the vertices: others take the value of the nearest that has one (on the sphere).
     """
     matrix, values = ds.fsaverage5(subject), np.asarray(values, float)
-    if values.shape != (matrix.shape[1],):
-        raise ValueError(
-            f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: expected one value per voxel"
-        )
+    require(
+        values.shape == (matrix.shape[1],),
+        f"{values.shape} values but {matrix.shape[1]} voxels of {subject}: expected one value per voxel",
+    )
     finite = np.isfinite(values)
     weight = matrix @ finite.astype(float)
     with np.errstate(invalid="ignore"):

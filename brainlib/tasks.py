@@ -4,14 +4,13 @@ A task is data (`TASKS`). `evaluate_task` trains its head on training items, cho
 items, and scores the test items once per seed. Items are words or sentences with their hidden states of all layers.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import accuracy_score, f1_score, roc_curve
 
 from .lowlevel import LETTERS, PHONES
 from .runtime import require
@@ -183,8 +182,6 @@ def equal_error_rate(same, scores) -> float:
     scores : array of shape (n_pairs,)
         Higher: more alike.
     """
-    from sklearn.metrics import roc_curve
-
     false_accept, true_accept, _ = roc_curve(same, scores, drop_intermediate=False)
     gap = false_accept - (1 - true_accept)  # rises from -1 to 1
     return float(np.interp(0, gap, false_accept))
@@ -192,8 +189,6 @@ def equal_error_rate(same, scores) -> float:
 
 class _Classes:
     """One class per item."""
-
-    sign = 1  # of what validation asks for
 
     def __init__(self, task, targets):
         self.task, self.labels = task, sorted(set(targets))
@@ -214,8 +209,6 @@ class _Classes:
         return [self.labels[i] for i in logits.argmax(-1)]
 
     def score(self, truth, guesses):
-        from sklearn.metrics import accuracy_score, f1_score
-
         if self.task.metric != "F1":
             return accuracy_score(truth, guesses)
         return f1_score(truth, guesses, labels=sorted(set(truth)), average="macro")
@@ -223,8 +216,6 @@ class _Classes:
 
 class _Presence:
     """Several classes that are each present or not: targets are rows of zeros and ones."""
-
-    sign = 1
 
     def __init__(self, task, targets):
         targets = np.stack(targets)
@@ -244,8 +235,6 @@ class _Presence:
         return (logits > 0).numpy().astype(int)
 
     def score(self, truth, guesses):
-        from sklearn.metrics import f1_score
-
         truth, guesses = np.stack(truth), np.stack(guesses)
         some = truth.any(0)  # a class that is never there has no F1
         if not some.any():
@@ -255,8 +244,6 @@ class _Presence:
 
 class _Symbols:
     """A sequence of symbols by connectionist temporal classification; the blank is 0."""
-
-    sign = -1
 
     def __init__(self, task, targets):
         self.task, self.n_out = task, 1 + len(task.symbols)
@@ -329,15 +316,6 @@ class _States:
         return [self.batch(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
 
 
-@dataclass
-class _Fitted:
-    """A head at its best epoch on the validation items; where scores are alike, that of the least loss."""
-
-    head: MixedHead
-    value: tuple[float, float]
-    epoch: int
-
-
 def _evaluate(kind, head, *, batches, targets):
     """Guesses and targets of all items of some batches, their rows, and the mean loss of a batch."""
     guesses, losses = [], []
@@ -350,8 +328,11 @@ def _evaluate(kind, head, *, batches, targets):
     return guesses, [targets[i] for i in rows], rows, float(np.mean(losses))
 
 
-def _fit(task, kind, *, batches, targets, seed, lr) -> _Fitted:
-    """Train a head on the batches of part "train"."""
+def _fit(task, kind, *, batches, targets, seed, lr) -> tuple:
+    """Train a head on the batches of part "train".
+
+    Head, value and number of its best epoch on the validation items; where scores are alike, that of the least loss.
+    """
     n_layers, _, width = batches["train"][0].states.shape
     order = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
@@ -367,9 +348,10 @@ def _fit(task, kind, *, batches, targets, seed, lr) -> _Fitted:
             loss.backward()
             optimizer.step()
         guesses, truth, _, lost = _evaluate(kind, head, batches=batches["val"], targets=targets)
-        value = kind.sign * kind.score(truth, guesses), -lost
-        if best is None or value > best.value:
-            best = _Fitted(copy.deepcopy(head), value, epoch)
+        score = kind.score(truth, guesses)  # of pairs, how well the known classes are told apart
+        value = -score if task.kind == "symbols" else score, -lost
+        if best is None or value > best[1]:
+            best = copy.deepcopy(head), value, epoch
     return best
 
 
@@ -445,18 +427,20 @@ def _items(task, states, table):
     kind = _made(task, targets, part)
 
     def run(seed, lr):
-        best = _fit(task, kind, batches=batches, targets=targets, seed=seed, lr=lr)
-        guesses, truth, rows, _ = _evaluate(
-            kind, best.head, batches=batches["test"], targets=targets
-        )
+        head, value, epoch = _fit(task, kind, batches=batches, targets=targets, seed=seed, lr=lr)
+        guesses, truth, rows, _ = _evaluate(kind, head, batches=batches["test"], targets=targets)
 
         def score(at):
             return kind.score([truth[i] for i in at], [guesses[i] for i in at])
 
         told = {name: np.flatnonzero(stories[rows] == name) for name in sorted(set(stories[rows]))}
-        total = {"score": score(range(len(rows)))}
-        total["stories"] = {name: score(at) for name, at in told.items()}
-        return total | {"mix": best.head.mix().tolist(), "value": best.value, "epoch": best.epoch}
+        return {
+            "score": score(range(len(rows))),
+            "stories": {name: score(at) for name, at in told.items()},
+            "mix": head.mix().tolist(),
+            "value": value,
+            "epoch": epoch,
+        }
 
     return run
 
@@ -474,22 +458,23 @@ def _pairs(task, states, table):
         rows = {k: np.flatnonzero((part == k) & known) for k in ("train", "val")}
         batches = {k: states.batches(at) for k, at in rows.items()}
         kind = _made(task, targets[known], part[known])
-        best = _fit(task, kind, batches=batches, targets=targets, seed=seed, lr=lr)
+        head, value, epoch = _fit(task, kind, batches=batches, targets=targets, seed=seed, lr=lr)
         ends = np.flatnonzero((part == "val") & ~known), np.flatnonzero(part == "test")
         with torch.no_grad():
-            a, b = (states.batch(at).of(best.head.mixed) for at in ends)
+            a, b = (states.batch(at).of(head.mixed) for at in ends)
         score = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
         same = np.broadcast_to(targets[ends[1]] == name, score.shape)
-        return best, equal_error_rate(same.ravel(), score.numpy().ravel())
+        return head, value, epoch, equal_error_rate(same.ravel(), score.numpy().ravel())
 
     def run(seed, lr):
-        found = {name: leave_out(name, seed, lr) for name in classes}
-        best = [one for one, _ in found.values()]
-        rates = {name: rate for name, (_, rate) in found.items()}
-        total = {"score": float(np.mean(list(rates.values()))), "stories": rates}
-        total["mix"] = torch.stack([one.head.mix() for one in best]).mean(0).tolist()
-        total["value"] = tuple(np.mean([one.value for one in best], axis=0))
-        return total | {"epoch": float(np.mean([one.epoch for one in best]))}
+        heads, values, epochs, rates = zip(*(leave_out(name, seed, lr) for name in classes))
+        return {
+            "score": float(np.mean(rates)),
+            "stories": dict(zip(classes, rates)),
+            "mix": torch.stack([head.mix() for head in heads]).mean(0).tolist(),
+            "value": tuple(np.mean(values, axis=0)),
+            "epoch": float(np.mean(epochs)),
+        }
 
     return run
 

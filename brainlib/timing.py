@@ -1,7 +1,5 @@
 """Time: TR centres, Lanczos resampling to TRs, and delays. Everything is per story; nothing crosses a story's border."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The loop around a training step: transformers' Trainer, an evaluation of the features per epoch, and checkpoints."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings
@@ -188,11 +186,11 @@ def last_checkpoint(folder: Path, run: dict) -> str | None:
         f"{folder} holds {present} but no run.json, which says of what run: give another folder, or remove it",
     )
     earlier = read_json(stamp, "what tells a run", remedy=ANEW) if stamp.exists() else run
-    if earlier != run:
-        differs = [name for name in earlier if run.get(name) != earlier[name]]
-        raise ValueError(
-            f"{folder} holds another run (different: {', '.join(differs)}): give another folder, or remove it"
-        )
+    differs = [name for name in earlier if run.get(name) != earlier[name]]
+    require(
+        earlier == run,
+        f"{folder} holds another run (different: {', '.join(differs)}): give another folder, or remove it",
+    )
     with atomic(stamp) as part:
         part.write_text(json.dumps(run))
     found = [p for p in (folder / "checkpoints").glob("checkpoint-*") if p.name[11:].isdigit()]
@@ -297,11 +295,12 @@ class TuningTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         loss = model(inputs["step"])
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"{self.recipe.name}: the loss is {float(loss)} at step {self.state.global_step}; "
-                f"{self.progress.advice()}"
-            )
+        require(
+            torch.isfinite(loss),
+            f"{self.recipe.name}: the loss is {float(loss)} at step {self.state.global_step}; "
+            f"{self.progress.advice()}",
+            kind=RuntimeError,
+        )
         self.step_losses.append(float(loss.detach()))
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -320,8 +319,8 @@ class TuningTrainer(Trainer):
         self.check_readouts(score, epoch)
         loss = float(np.mean(self.step_losses)) if self.step_losses else None
         self.step_losses = []
-        entry = {"epoch": epoch, "validation": score, "loss": loss}
-        entry["penalty"] = {subject: penalty for subject, (_, penalty) in found.items()}
+        penalties = {subject: penalty for subject, (_, penalty) in found.items()}
+        entry = {"epoch": epoch, "validation": score, "loss": loss, "penalty": penalties}
         self.progress.add(entry, self.network, write=self.is_world_process_zero())
         metrics = {f"{metric_key_prefix}_score": score}
         self.log(metrics if loss is None else {"loss": loss, **metrics})

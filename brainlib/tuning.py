@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from .adapters import pass_over_old_torchao
+from .adapters import adapter_parameters, pass_over_old_torchao
 from .datasets import chosen
 from .evaluation import pick_voxels
 from .network import Step, StoryFeatures, TuningNetwork, block_number
@@ -150,11 +150,6 @@ def restore_weights(network, state: dict):
     network.load_state_dict(state, strict=False)
 
 
-def has_adapters(model) -> bool:
-    """Whether PEFT has put adapters into a model."""
-    return any(hasattr(module, "adapter_layer_names") for module in model.modules())
-
-
 class BrainTuner:
     """Tune a speech encoder on brain responses by a recipe.
 
@@ -187,7 +182,7 @@ class BrainTuner:
         self.history, self.readouts, self.about = [], {}, {}
         self.kept_epoch = self.run_hash = None
         require(
-            self.recipe.adapter == "none" or not has_adapters(encoder.model),
+            self.recipe.adapter == "none" or not adapter_parameters(encoder.model),
             f"{encoder.name} holds adapters of an earlier tuning, which new ones would erase: "
             "merge them first (`tuner.adapted.merge_and_unload()`), or load the model anew",
         )

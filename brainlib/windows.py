@@ -1,13 +1,12 @@
 """Which stretches of a story a speech model hears, and which of their frames are kept."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
 from .families import RATE
+from .runtime import require
 
 DEFAULT_WINDOW, DEFAULT_HOP = 8.0, 4.0  # seconds
 EXACT_WINDOW, EXACT_HOP = 16.1, 0.1  # seconds; Vaidya, Jain and Huth 2022
@@ -24,9 +23,11 @@ class Window:
     first_frame, end_frame : int
         Frames to keep, of those that this window gives; `end_frame` is not kept.
     row : int
-        Number of `first_frame` in the story, in frames (with `exact`: in windows).
+        Number of `first_frame` among all frames that the story's windows give.
     padding : int
         Samples of silence after the sound.
+    frames_per_row : int
+        So many frames are averaged to one row of the story's features.
     """
 
     start: int
@@ -35,6 +36,12 @@ class Window:
     end_frame: int
     row: int
     padding: int = 0
+    frames_per_row: int = 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of the story's features to which each frame that is kept belongs: (n_kept,)."""
+        return (self.row + np.arange(self.end_frame - self.first_frame)) // self.frames_per_row
 
     @property
     def clip_samples(self) -> int:
@@ -46,23 +53,15 @@ class Window:
         return np.pad(audio[self.start : self.start + self.n_samples], (0, self.padding))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The windows of a story: `times` (n_rows,) in s after sound onset, a row being the mean of `frames_per_row`."""
-
-    windows: list[Window]
-    times: np.ndarray
-    frames_per_row: int = 1
-
-    def by_length(self) -> dict[int, list[Window]]:
-        """{clip_samples: windows}: what can be computed in one batch."""
-        groups = defaultdict(list)
-        for window in self.windows:
-            groups[window.clip_samples].append(window)
-        return groups
+def by_length(windows) -> dict[int, list[Window]]:
+    """{clip_samples: windows}: what can be computed in one batch."""
+    groups = defaultdict(list)
+    for window in windows:
+        groups[window.clip_samples].append(window)
+    return groups
 
 
-def plan_windows(family, n_samples: int, *, window, hop, exact=False, pool=None) -> Plan:
+def plan_windows(family, n_samples: int, *, window, hop, exact=False, pool=None) -> tuple:
     """Part a story into windows (see `SpeechEncoder.features` for the settings).
 
     Parameters
@@ -76,19 +75,28 @@ def plan_windows(family, n_samples: int, *, window, hop, exact=False, pool=None)
     exact : bool
         A window ends every hop and gives one frame.
 
+    Returns
+    -------
+    windows : list of Window
+    times : array of shape (n_rows,)
+        Of the rows of features that they give, in seconds after sound onset.
+
     Raises
     ------
     ValueError
         If the hop exceeds the window, or the window what the model has positions for.
     """
     shortest = family.field / RATE if exact else 0
-    if not 0 < hop <= window or hop < shortest:
-        also = f", hop >= {shortest:g}" if exact else ""
-        raise ValueError(f"hop {hop} s and window {window} s; expected 0 < hop <= window{also}")
-    if family.longest and window * RATE > family.longest:
-        raise ValueError(
-            f"window {window} s; {family.name} has positions for {family.longest / RATE:g} s"
-        )
+    also = f", hop >= {shortest:g}" if exact else ""
+    require(
+        0 < hop <= window and hop >= shortest,
+        f"hop {hop} s and window {window} s; expected 0 < hop <= window{also}",
+    )
+    longest = family.longest or np.inf
+    require(
+        window * RATE <= longest,
+        f"window {window} s; {family.name} has positions for {longest / RATE:g} s",
+    )
     if exact:
         return _one_frame_per_window(family, n_samples, window, hop)
     return _frames_of_each_hop(family, n_samples, window, hop, pool)
@@ -102,7 +110,7 @@ def _one_frame_per_window(family, n_samples, window, hop):
         start = max(end - int(round(window * RATE)), 0)
         padding, frame = family.exact_window(end - start)
         windows.append(Window(start, end - start, frame, frame + 1, row, padding))
-    return Plan(windows, np.array(ends) / RATE)
+    return windows, np.array(ends) / RATE
 
 
 def _frames_of_each_hop(family, n_samples, window, hop, pool):
@@ -110,14 +118,14 @@ def _frames_of_each_hop(family, n_samples, window, hop, pool):
     hop_frames, window_frames = (
         max(int(round(seconds * family.frame_rate)), 1) for seconds in (hop, window)
     )
+    frames_per_row = max(int(round((pool or 0) * family.frame_rate)), 1)
     windows = []
     for first in range(0, n_frames, hop_frames):
         end = min(first + hop_frames, n_frames)
         start = max(end - window_frames, 0)
-        length = family.n_samples(end - start)
-        windows.append(Window(start * family.stride, length, first - start, end - start, first))
-    frames_per_row = max(int(round((pool or 0) * family.frame_rate)), 1)
+        place = (start * family.stride, family.n_samples(end - start), first - start, end - start)
+        windows.append(Window(*place, first, frames_per_row=frames_per_row))
     whole_rows = np.arange(n_frames // frames_per_row * frames_per_row)
     centres = whole_rows * family.stride + family.first_centre
     times = centres.reshape(-1, frames_per_row).mean(1) / RATE
-    return Plan(windows, times, frames_per_row)
+    return windows, times
