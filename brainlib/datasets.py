@@ -153,6 +153,7 @@ class Tree:
         )
         self._prepare = prepare
         self._fetched = set()
+        self._n_columns = {}  # subject: the first response file that was read, and its columns
         self.filled: dict[tuple[str, str], int] = {}  # (subject, story): NaNs replaced by 0
         path = self.root / "dataset_description.json"
         self.description = read_json(path, DESCRIBES) if path.exists() else {}
@@ -350,6 +351,13 @@ class Responses(Tree):
         self.fetch([subject], [story], what=["responses"])
         path = self._response_path(subject, story)
         data = read_hf5(path, key, columns=self._columns(path, voxels))
+        n_columns = hf5_shape(path)[2]
+        other, expected = self._n_columns.setdefault(subject, (path, n_columns))
+        require(
+            n_columns == expected,
+            f"{path}: {n_columns} voxels, but {other} has {expected}; expected the same voxels in all files of "
+            "a subject, (TRs x voxels): is one of them transposed?",
+        )
         n_rows = self._story(story).n_rows
         source = "respdict.json, less the trimming" if story in self._volumes else "other subjects"
         require(

@@ -64,7 +64,7 @@ from peft import PeftModel
 from transformers import AutoModel
 
 {base}
-model = AutoModel.from_pretrained(base)  # or AutoModelForCTC, AutoModelForSpeechSeq2Seq, ...
+model = AutoModel.from_pretrained(base).float()  # or AutoModelForCTC, AutoModelForSpeechSeq2Seq, ...
 tuned = PeftModel.from_pretrained({encoder}, ".")  # "." is this folder; or its name on the hub
 tuned.merge_and_unload()  # in place: `model` is now the tuned model"""
 WHOLE_CODE = """\
@@ -76,7 +76,7 @@ from transformers import AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 {base}
-model = AutoModel.from_pretrained(base)  # or AutoModelForSpeechSeq2Seq, ...
+model = AutoModel.from_pretrained(base).float()  # or AutoModelForSpeechSeq2Seq, ...
 tuned = WhisperEncoder.from_pretrained(".")  # "." is this folder; or its name on the hub
 model.get_encoder().load_state_dict(tuned.state_dict())"""
 

@@ -1,5 +1,6 @@
 """A reader's own data: a tree written from arrays, of another TR, without repeats, TextGrids and anatomy, runs through the notebooks."""
 
+import shutil
 import subprocess
 import sys
 
@@ -44,6 +45,19 @@ def test_a_story_that_was_heard_once_is_the_test_set_and_has_no_ceiling(folder):
     assert not ds.has_repeats("S1") and not ds.has_surface("S1") and ds.rois("S1") == {}
     with pytest.raises(ValueError, match="repeat"):
         ds.noise_ceiling("S1")
+
+
+def test_a_file_of_other_voxels_or_transposed_is_refused(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "tree")
+    path = root / "derivative/preprocessed_data/S1/story3.hf5"
+    y = np.random.default_rng(0).normal(size=(40, 30))
+    for wrong in (y.T, y[:, :29]):
+        with h5py.File(path, "w") as file:
+            file["data"] = wrong
+        ds = datasets.load(str(root))
+        ds.responses("S1", "story0")
+        with pytest.raises(ValueError, match="story3.hf5: (40|29) voxels, but .*story0.hf5 has 30"):
+            ds.responses("S1", "story3")
 
 
 def test_a_story_without_textgrid_has_sound_and_no_words(folder):

@@ -729,7 +729,6 @@ POSITIONAL = {  # beyond two: the field's order of arguments, or another library
     "held_out": 3,  # X, Y, splits
     "residual_targets": 3,
     "evaluate_task": 3,  # task, states, table
-    "bootstrap_blocks": 3,  # y, predictions, statistic
     "to_fsaverage5": 3,  # ds, subject, values
     "plot_cortex": 3,
     "view_cortex": 3,

@@ -149,7 +149,9 @@ def test_an_embedded_base_is_not_looked_for_on_the_hub():
     exec(saving.usage("whisper-tiny.en", lora=True, whisper=True).split("tuned =")[0], names)
     ours = SpeechEncoder.from_pretrained("whisper-tiny.en", device="cpu").model.state_dict()
     for name, value in names["model"].get_encoder().state_dict().items():
-        torch.testing.assert_close(value.float(), ours[name], atol=0, rtol=0)
+        torch.testing.assert_close(
+            value, ours[name], atol=0, rtol=0
+        )  # in single precision, as sound is
     assert "base_model" not in saving.metadata("wavlm-pico", lora=True, simulated=True)
 
 
