@@ -4,7 +4,7 @@
     python tools/long_listening.py write --text PROSE --hours 2   # its texts, beside fireside's stories
     python tools/long_listening.py speak [--part 0/2]             # sound and TextGrids; skips what is there
     python tools/long_listening.py build WORK/tree                # word vectors, and the responses of SIM01
-    python workflow/tune.py listening-all --grid workflow/listening.yaml --out results/listening
+    python workflow/tune.py listening-None --grid workflow/listening.yaml --out results/listening
 
 PROSE is a folder of .txt files. Needs the extra ``[speech]`` and Kokoro's voice packs (see make_fireside.py). The prose is
 for training alone; validation and test stories are fireside's. It is a simulation of its own: the principal components of

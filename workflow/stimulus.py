@@ -2,7 +2,7 @@
 
 Spans of its convolutional features are masked, and it must give there the states that the untuned model gives to the
 unmasked sound, as in data2vec (Baevski et al. 2022), whose teacher however moves along. Adapters, windows, rate, epochs
-and the order of magnitude of steps are those of the recipe.
+and the number of steps are those of the recipe; precision is single.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ def tune(tuner, ds, stories):
     }
     steps = [batch for story in stories for batch in batches[story]]
     held_out = [batch for story in ds.split["val"] for batch in batches[story]]
+    n_per_epoch = min(len(steps), number_of_steps(recipe, ds, stories))
+    dropouts = [m for name, m in encoder.model.named_modules() if "lora_dropout" in name]
     trained = [p for p in encoder.model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    n_steps = recipe.epochs * len(steps)
+    n_steps = recipe.epochs * n_per_epoch
     factor = torch.optim.lr_scheduler.LambdaLR(
         adam, lambda step: schedule_factor(recipe, step, n_steps=n_steps)
     )
     for epoch in range(recipe.epochs + 1):
         losses = []
-        encoder.model.train()
-        for number in rng.permutation(len(steps)) if epoch else ():
+        for module in dropouts:  # those of the model itself stay off, as in the recipe
+            module.train()
+        for number in rng.permutation(len(steps))[:n_per_epoch] if epoch else ():
             loss = masked_loss(tuner, *steps[number], rng)
             adam.zero_grad()
             loss.backward()
@@ -59,6 +62,11 @@ def tune(tuner, ds, stories):
     tuner.kept_epoch = recipe.epochs
 
 
+def number_of_steps(recipe, ds, stories) -> int:
+    """Steps of an epoch when a recipe tunes on the responses to these stories."""
+    return sum(-(-len(ds.story(story).tr_times) // recipe.trs_per_step) for story in stories)
+
+
 def batches_of(encoder, recipe, story, cache) -> list:
     """Per batch of windows of one length: what `cache` wants to know to give their convolutional features."""
     features = StoryFeatures(encoder, recipe, story, cache)
@@ -70,11 +78,8 @@ def masked_loss(tuner, features, starts, n_samples, rng):
     """Mean squared error of the normalised states at masked frames, to those of the untuned model without a mask."""
     encoder, layer = tuner.encoder, features.layer
     convolved = features.cache(features.name, features.audio, starts=starts, n_samples=n_samples)
-    training = encoder.model.training
-    encoder.model.eval()  # no dropout in what is to be given
     with torch.no_grad(), tuner.adapted.disable_adapter():
         untuned = encoder.transformer_states(convolved, [layer])[layer]
-    encoder.model.train(training)
     mask = torch.from_numpy(spans(rng, convolved.shape[:2])).to(convolved.device)
     states = encoder.transformer_states(convolved.masked_fill(mask[..., None], 0.0), [layer])[layer]
     width = states.shape[-1:]
