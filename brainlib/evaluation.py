@@ -53,6 +53,13 @@ def pick_voxels(ds, subject, *, rule: str = "all") -> np.ndarray:
     return np.flatnonzero(masks[rule])
 
 
+def evenly(voxels, n: int | None) -> np.ndarray:
+    """So many of some voxels, (n,), evenly spread over them; all of them for None."""
+    if n is None:
+        return voxels
+    return voxels[np.linspace(0, len(voxels) - 1, n).round().astype(int)]
+
+
 def kept_voxels(ds, subject) -> np.ndarray:
     """The voxels that have a normalised score, the same for every model: mask of shape (n_voxels,).
 

@@ -178,6 +178,17 @@ def _commit() -> str:
     return described.stdout.strip() or "unknown"
 
 
+def in_short(verdict: str, lines, *, label: str, fold: str = "All answers") -> str:
+    """A notebook's verdict as Markdown: its sentences as points, and the lines of a list folded below them.
+
+    `label` says what the data are, such as "simulated"; `fold` is what the folded part is called.
+    """
+    points = "\n".join(f"- {point}." for point in verdict.rstrip(".").split(". "))
+    listed = "\n".join(lines)
+    folded = f"<details><summary>{fold}</summary>\n\n{listed}\n\n</details>"
+    return f"**In short** ({label})\n\n{points}\n\n{folded}"
+
+
 # ------------------------------------------------------------------ the zoo
 def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
     """Scores of the tuned models that ``make runs`` makes: a row per run, evaluated subject, kind, region and test story.

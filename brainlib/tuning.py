@@ -35,6 +35,11 @@ __all__ = ["RECIPES", "BrainTuner", "Recipe", "get_recipe"]
 pass_over_old_torchao()
 
 
+def n_steps(n_trs: int, trs_per_step: int) -> int:
+    """How many steps a story of so many TRs is cut into, none of more than `trs_per_step`."""
+    return -(-n_trs // trs_per_step)
+
+
 @dataclass
 class TuningData:
     """What a run is tuned on.
@@ -62,7 +67,7 @@ class TuningData:
             if story in self.validation:
                 continue
             n_trs = len(self.responses[subject, story])
-            edges = np.linspace(0, n_trs, -(-n_trs // trs_per_step) + 1).astype(int)
+            edges = np.linspace(0, n_trs, n_steps(n_trs, trs_per_step) + 1).astype(int)
             for first, end in zip(edges.tolist(), edges[1:].tolist()):
                 steps.append(Step(subject, story, first, end))
         return steps

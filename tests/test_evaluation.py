@@ -505,3 +505,9 @@ def test_a_linear_map_can_be_undone_and_turns_up_what_the_responses_follow():
     np.testing.assert_allclose(undone, before, atol=1e-2)  # nothing is lost
     size = after.std(0)
     assert size[:2].min() > 3 * size[2:].max()  # the two columns that drive the responses
+
+
+def test_so_many_voxels_are_evenly_spread():
+    voxels = np.arange(10, 21)
+    assert evaluation.evenly(voxels, 3).tolist() == [10, 15, 20]
+    assert evaluation.evenly(voxels, None) is voxels

@@ -292,3 +292,9 @@ def test_a_precomputed_result_is_read_and_a_stale_one_is_computed_anew(tmp_path)
     other = results.precomputed(path, compute, **about | {"layers": [1, 3]})
     assert other["n"] == 2  # of other settings: stale
     assert results.precomputed(path, compute, **about)["n"] == 1  # and nothing was written
+
+
+def test_a_verdict_becomes_points_with_its_answers_folded():
+    text = results.in_short("One rose, +.1. Two fell", ["- *Why?* So."], label="simulated")
+    assert text.startswith("**In short** (simulated)\n\n- One rose, +.1.\n- Two fell.\n\n<details>")
+    assert "<summary>All answers</summary>\n\n- *Why?* So.\n\n</details>" in text

@@ -15,6 +15,7 @@ from brainlib.network import StoryFeatures
 from brainlib.runtime import seed_everything
 from brainlib.speech import ConvolutionalCache
 from brainlib.training import schedule_factor
+from brainlib.tuning import n_steps
 
 MASKED = 0.5  # of the frames, in the mean
 SPAN = 10  # frames, 0.2 s
@@ -31,13 +32,14 @@ def tune(tuner, ds, stories):
     }
     steps = [batch for story in stories for batch in batches[story]]
     held_out = [batch for story in ds.split["val"] for batch in batches[story]]
-    n_per_epoch = min(len(steps), number_of_steps(recipe, ds, stories))
+    n_trs = [len(ds.story(story).tr_times) for story in stories]
+    n_per_epoch = min(len(steps), sum(n_steps(n, recipe.trs_per_step) for n in n_trs))
     dropouts = [m for name, m in encoder.model.named_modules() if "lora_dropout" in name]
     trained = [p for p in encoder.model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    n_steps = recipe.epochs * n_per_epoch
+    total = recipe.epochs * n_per_epoch
     factor = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda step: schedule_factor(recipe, step, n_steps=n_steps)
+        adam, lambda step: schedule_factor(recipe, step, n_steps=total)
     )
     for epoch in range(recipe.epochs + 1):
         losses = []
@@ -60,11 +62,6 @@ def tune(tuner, ds, stories):
         tuner.history.append(entry | {"validation_loss": float(np.mean(others))})
     encoder.model.requires_grad_(False)
     tuner.kept_epoch = recipe.epochs
-
-
-def number_of_steps(recipe, ds, stories) -> int:
-    """Steps of an epoch when a recipe tunes on the responses to these stories."""
-    return sum(-(-len(ds.story(story).tr_times) // recipe.trs_per_step) for story in stories)
 
 
 def batches_of(encoder, recipe, story, cache) -> list:

@@ -150,14 +150,12 @@ def tuned_voxels(run: Run, ds, subject) -> np.ndarray:
     voxels = evaluation.pick_voxels(ds, subject, rule=run.voxels)
     if run.region is not None:
         voxels = voxels[ds.rois(subject)[run.region][voxels]]
-    if run.n_voxels is None:
-        return voxels
-    if run.n_voxels > len(voxels):
+    if run.n_voxels is not None and run.n_voxels > len(voxels):
         raise ValueError(
             f"run {run.name}: asks for {run.n_voxels} voxels of {subject}, but only {len(voxels)} are "
             f"{run.voxels!r}{f' in {run.region}' if run.region else ''}; ask for fewer"
         )
-    return voxels[np.linspace(0, len(voxels) - 1, run.n_voxels).round().astype(int)]
+    return evaluation.evenly(voxels, run.n_voxels)
 
 
 def scores(run: Run, ds, tuner: BrainTuner) -> dict:
