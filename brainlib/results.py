@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__, datasets
-from .recipes import get_recipe
+from .recipes import Recipe, get_recipe
 from .runtime import atomic, read_json, reading, require
 from .scores import FLOOR
 
@@ -209,8 +209,8 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         ``beyond_change`` are `normalised` and `beyond_low_level` less those of the untuned model on the same responses,
         ``over_map`` and ``beyond_over_map`` less those of its features after the `evaluation.linear_map` of the same
         target, voxels and stories; NaN where there are none. ``table.attrs["stale"]`` holds the runs left out, each with the reason (recipe, data or model
-        have changed), ``table.attrs["learning_curves"]`` the history of each run, ``table.attrs["parameter_changes"]`` those
-        of runs of full tuning (columns of `inside.parameter_change`).
+        have changed), ``table.attrs["learning_curves"]`` the history of each run, ``table.attrs["learning_rates"]`` the rate of each,
+        ``table.attrs["parameter_changes"]`` what full tuning changed (columns of `inside.parameter_change`).
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
     rows = [row for entry in entries.values() for row in _rows(entry)]
@@ -225,7 +225,9 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         for name, entry in entries.items()
         if "parameter_change" in entry["numbers"]
     }
-    table.attrs = {"stale": stale, "learning_curves": curves, "parameter_changes": changes}
+    rates = {name: _recipe(entry["about"]).lr for name, entry in entries.items()}
+    table.attrs = {"stale": stale, "learning_curves": curves, "learning_rates": rates}
+    table.attrs["parameter_changes"] = changes
     return table
 
 
@@ -346,6 +348,11 @@ def _current(folder: Path, dataset) -> tuple[dict, dict]:
     return entries, {name: reason for _, name, reason, _ in found if name not in entries}
 
 
+def _recipe(about: dict) -> Recipe:
+    """What a run was tuned by."""
+    return get_recipe(about["recipe"]).with_(**about["changes"], seed=about["seed"])
+
+
 def _check_scores(numbers: dict):
     """ValueError unless every score has a possible number, or none, for each of the stories."""
     stories = numbers["stories"]
@@ -368,7 +375,7 @@ def _stale(entry: dict, dataset) -> str:
     if weights_hash(about["model"]) != about["weights"]:
         return f"the weights of {about['model']} have changed"
     try:
-        recipe = get_recipe(about["recipe"]).with_(**about["changes"], seed=about["seed"])
+        recipe = _recipe(about)
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         return f"recipe {about['recipe']} cannot be made: {error}"
     if recipe.hash() != about["recipe_hash"]:
@@ -399,7 +406,7 @@ def _rows(entry: dict):
     """Of one run, in the columns of `load_zoo`."""
     about, numbers = entry["about"], entry["numbers"]
     shared = {name: about[name] for name in [*COPIED, "seed", "seconds"]}
-    recipe = get_recipe(about["recipe"]).with_(**about["changes"])
+    recipe = _recipe(about)
     method = "untuned" if recipe.adapter == "none" else "tuned"
     method = "linear map" if about.get("linear_map") else method
     shared["voxels"] += f" in {about.get('region')}" * bool(about.get("region"))

@@ -74,12 +74,16 @@ def test_without_runs_there_is_a_table_without_rows(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     table = results.load_zoo(tmp_path / folder)
     assert list(table.columns) == results.COLUMNS and table.empty
-    assert table.attrs == {"stale": {}, "learning_curves": {}, "parameter_changes": {}}
+    names = ("stale", "learning_curves", "learning_rates", "parameter_changes")
+    assert table.attrs == dict.fromkeys(names, {})
 
 
-def test_a_run_evaluated_on_nobody_gives_its_curve_alone(zoo):
-    table = results.load_zoo(zoo(entry(scores={})))
+def test_a_run_evaluated_on_nobody_gives_its_curve_and_its_rate_alone(zoo):
+    changes = {"lr": 0.25}
+    recipe_hash = get_recipe("crossfit-quick").with_(**changes, seed=3).hash()
+    table = results.load_zoo(zoo(entry(scores={}, changes=changes, recipe_hash=recipe_hash)))
     assert table.empty and list(table.attrs["learning_curves"]) == ["one"]
+    assert table.attrs["learning_rates"] == {"one": 0.25}
 
 
 def test_an_untuned_model_is_tuned_on_nobody(zoo):
