@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def training_stories() -> list[str]:
     return [s for s in story_names() if s not in VALIDATION + TEST]
 
 
-@lru_cache(maxsize=None)
+@cache
 def embedded_story(name: str) -> Story:
     """A story straight from the package's assets, without any tree."""
     grid = ASSETS / "TextGrids" / f"{name}.TextGrid"
@@ -135,7 +135,7 @@ def _frames(values, n) -> np.ndarray:
     return grid
 
 
-@lru_cache(maxsize=None)
+@cache
 def _raw(name: str) -> dict[str, np.ndarray]:
     """What a story holds before anything is taken away, each (n_times, n_features)."""
     story = embedded_story(name)
