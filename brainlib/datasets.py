@@ -159,7 +159,11 @@ class Tree:
         self.description = read_json(path, DESCRIBES) if path.exists() else {}
         self.description |= description or {}
         self.name = self.description.get("Name", self.root.name)
-        self.simulated = bool(self.description.get("Simulated", False))
+        self.simulated = self.description.get("Simulated", False)
+        require(
+            isinstance(self.simulated, bool),
+            f"{path}: Simulated is {self.simulated!r}; expected true or false",
+        )
         self.clock = read_clock(self.description, path=path)
         self.tr = self.clock.tr  # seconds from one response row to the next
         volumes = self.root / DERIVATIVE / "respdict.json"

@@ -31,6 +31,7 @@ COLUMNS = [
     *("subject", "kind", "region", "story"),
     *(*SCORES, *CHANGES, *OVER_MAP, "seconds"),
 ]
+AGAIN = "remove it, then `make runs`"
 SAME = ["model", "features", "subject", "kind", "region", "story"]  # of scores that compare
 MADE_FROM = ["tuned_on", "target", "voxels", "n_voxels", "n_stories"]
 SCORING = 1  # of `workflow/tune.py`; raise it when that scores in another way
@@ -60,6 +61,9 @@ def record(path: str | Path, numbers: dict, *, dataset=None, **about) -> dict:
         What was written.
     """
     path = Path(path)
+    require(
+        isinstance(numbers, dict), f"{path}: {type(numbers).__name__}; expected a dict of numbers"
+    )
     require(path.suffix == ".json", f"{path}: results are JSON; end the name in .json")
     provenance = {
         "brainlib": __version__,
@@ -91,8 +95,14 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     folder = Path(folder)
     require(folder.exists(), f"{folder}: no such file or folder of results", kind=FileNotFoundError)
     paths = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
+    paths = [path for path in paths if not _no_result(path.relative_to(folder))]
     flat = [pd.json_normalize(_read(path)).iloc[0].to_dict() for path in paths]
     return pd.DataFrame([{"file": str(path), **row} for path, row in zip(paths, flat)])
+
+
+def _no_result(path: Path) -> bool:
+    """Whether a JSON file belongs to an adapter, or is hidden, as what is being written is."""
+    return "adapters" in path.parts or any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path) -> dict:
@@ -213,13 +223,16 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         ``table.attrs["parameter_changes"]`` what full tuning changed (columns of `inside.parameter_change`).
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
-    rows = [row for entry in entries.values() for row in _rows(entry)]
+    rows, curves = [], {}
+    for name, entry in entries.items():
+        with reading(f"run {name} of {folder or ZOO}", "a run of the zoo", remedy=AGAIN):
+            rows += _rows(entry)
+            curves[name] = entry["numbers"]["history"]
     table = pd.DataFrame(rows, columns=COLUMNS)
     numeric = ["n_voxels", "n_stories", *SCORES, *CHANGES, *OVER_MAP]
     table = table.astype(dict.fromkeys(numeric, float))
     _add_differences(table, CHANGES, table[table.method == "untuned"], SAME)
     _add_differences(table, OVER_MAP, table[table.method == "linear map"], [*MADE_FROM, *SAME])
-    curves = {name: entry["numbers"]["history"] for name, entry in entries.items()}
     changes = {
         name: entry["numbers"]["parameter_change"]
         for name, entry in entries.items()
@@ -269,17 +282,18 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     )
     about = entries[name]["about"]
     adapter = folder / "adapters" / f"{name}.{about['key']}"
+    remade = f"remove {adapter}, then {again}"
     parts = ("adapter_config.json", "adapter_model.safetensors")
     missing = [part for part in parts if not (adapter / part).exists()]
     require(
         not missing,
-        f"{adapter}: {missing} not found; with keep_model in the grid, {again}",
+        f"{adapter}: {missing} not found; with keep_model in the grid, {remade}",
         kind=FileNotFoundError,
     )
     for part, saved in about.get("adapter", {}).items():
-        require(digest(adapter / part) == saved, f"{adapter / part}: not what was saved; {again}")
+        require(digest(adapter / part) == saved, f"{adapter / part}: not what was saved; {remade}")
     encoder = SpeechEncoder.from_pretrained(about["model"])
-    load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=again)
+    load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=remade)
     encoder.name = f"{about['model']}+{name}"
     return encoder, about | entries[name]["provenance"]
 
@@ -313,7 +327,7 @@ def load_models(runs: dict, folder: str | Path | None = None, *, model: str, rec
             absent[name] = "not made, or not kept"
             continue
         except ValueError:
-            absent[name] = "stale"
+            absent[name] = "stale or damaged"
             continue
         used = get_recipe(about["recipe"]).with_(**about["changes"])
         if about["model"] != model:
@@ -338,7 +352,7 @@ def _current(folder: Path, dataset) -> tuple[dict, dict]:
     """Entries of the runs that are up to date, the newest of each name, and {run: why it is not}."""
     found = []
     for path in sorted(folder.glob("[!.]*.json")):
-        with reading(path, "a run of the zoo", remedy="remove it, then `make runs`"):
+        with reading(path, "a run of the zoo", remedy=AGAIN):
             entry = _read(path)
             _check_scores(entry["numbers"])
             name, when = entry["about"]["run"], entry["provenance"]["when"]

@@ -119,7 +119,8 @@ def save_tuned(folder: str | Path, tuner):
             tuner.encoder.family.extractor.save_pretrained(part)
         save_file(state, part / "readouts.safetensors")
         facts["merged"] = merged
-        facts["digests"] = {path.name: digest(path) for path in part.glob("*.safetensors")}
+        written = [path for path in part.iterdir() if path.suffix in (".json", ".safetensors")]
+        facts["digests"] = {path.name: digest(path) for path in sorted(written)}
         (part / "recipe.json").write_text(tuner.recipe.to_json())
         (part / "tuning.json").write_text(json.dumps(facts | tuner.about, indent=1))
         (part / "README.md").write_text(card(tuner, lora=tuner.adapted is not None and not merged))
@@ -158,7 +159,7 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     for name, saved in about.pop("digests", {}).items():
         require(
             digest(folder / name) == saved,
-            f"{folder / name}: not the weights that were saved; copy them again",
+            f"{folder / name}: not the file that was saved; copy it again",
         )
     lora = recipe.adapter == "lora" and not about.pop("merged", False)
     padded = about.pop("padded", False)

@@ -518,7 +518,7 @@ WEIGHTS = [
 @each(
     4,
     [
-        (f"{what} {name}", (name, damage), "not the weights that were saved; copy them again")
+        (f"{what} {name}", (name, damage), "not the file that was saved; copy it again")
         for name in (ADAPTER, "readouts.safetensors")
         for what, damage in WEIGHTS
     ],

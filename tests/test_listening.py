@@ -1,6 +1,7 @@
 """The long listening: its texts, and that it is a simulation of its own. (Its sound needs a synthesiser.)"""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,11 @@ def test_texts_are_written_beside_those_of_fireside(tmp_path, monkeypatch):
     assert len(new) == 2 and len(list((tmp_path / "assets/stories").iterdir())) == 28 + 2
     text = new[0].read_text()
     assert text.count("walked home.") == 5 and "parrot" not in text and "nobody" not in text
+    with pytest.raises(SystemExit, match="expected some, and a folder without prose"):
+        long_listening.write(
+            tmp_path / "prose", hours=1.0
+        )  # old sounds would stay beside new texts
+    shutil.rmtree(tmp_path / "assets")
     with pytest.raises(SystemExit, match="more text, or fewer hours"):
         long_listening.write(tmp_path / "prose", hours=1.0)
 

@@ -9,6 +9,7 @@ import nbformat
 import nibabel
 import numpy as np
 import own_arrays
+import own_tree
 import pytest
 import run_notebooks
 import scipy.io
@@ -105,6 +106,26 @@ def test_a_scan_gives_the_voxels_of_its_mask_in_one_order():
     region = np.zeros((3, 3, 3))
     region[2] = 1
     assert own_arrays.in_region(image(region), image(mask)).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("cut", [{"n_end": 12}, {"n_start": -1}, {"n_start": 5, "n_end": 5}])
+def test_no_more_volumes_are_cut_off_than_there_are(cut):
+    mask, bold = np.ones((3, 3, 3)), np.ones((3, 3, 3, 10))
+    with pytest.raises(ValueError, match="of 10 volumes cannot be cut off"):
+        own_arrays.from_nifti(image(bold), image(mask), **cut)
+
+
+@pytest.mark.parametrize("times", [(-0.1, 0.4), (0.5, 0.5), (100, 500)])
+def test_words_outside_their_story_are_refused(tmp_path, times):
+    with pytest.raises(ValueError, match="hello: .* in a story from 0 to 60.0 s"):
+        own_arrays.write_textgrid(tmp_path / "a.TextGrid", [(*times, "hello")], [], end=60.0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("largest", [32_767.0, np.nan])
+def test_sound_that_would_be_clipped_is_refused(tmp_path, largest):
+    with pytest.raises(ValueError, match="story1: sound beyond -1 to 1"):
+        own_tree.write_tree(tmp_path / "tree", {"story1": np.array([0.1, largest])}, {})
 
 
 def test_a_volume_in_mni_space_lands_on_the_right_side():

@@ -78,6 +78,21 @@ def test_without_runs_there_is_a_table_without_rows(tmp_path, folder):
     assert table.attrs == dict.fromkeys(names, {})
 
 
+def test_a_table_of_results_leaves_out_adapters_and_what_is_being_written(zoo):
+    folder = zoo(entry())
+    for part in ("adapters/one.0123abcd", ".1.json.part"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "adapter_config.json").write_text("{}")
+    assert len(results.load_results(folder)) == 1
+
+
+def test_a_run_without_what_a_row_needs_is_named(zoo):
+    cut = entry()
+    del cut["about"]["seconds"]
+    with pytest.raises(ValueError, match="run one .*seconds"):
+        results.load_zoo(zoo(cut))
+
+
 def test_a_run_evaluated_on_nobody_gives_its_curve_and_its_rate_alone(zoo):
     changes = {"lr": 0.25}
     recipe_hash = get_recipe("crossfit-quick").with_(**changes, seed=3).hash()
@@ -254,7 +269,7 @@ def test_models_that_are_there_are_loaded_and_the_others_named_with_the_reason(t
     assert absent["own"] == "of other windows"
     (folder / "0.json").write_text(json.dumps(entry(**about, recipe_hash="old")))
     _, absent = results.load_models(runs, folder, model=MODEL)
-    assert absent["own"] == "stale"
+    assert absent["own"] == "stale or damaged"
 
 
 def encoder_fingerprint():

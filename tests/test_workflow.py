@@ -130,10 +130,14 @@ def test_parsing_the_workflow_needs_no_torch():
         ({"subjects": "SIM01"}, "subjects='SIM01'; expected lists"),
         ({"subjects": ["SIM01", "SIM01"], "dealt": True}, "lists of different subjects"),
         ({"n_voxels": 0}, "n_voxels=0; expected"),
+        ({"n_voxels": True}, "n_voxels=True; expected"),
+        ({"bf16": "no"}, "bf16='no'; expected"),
         ({"stories": -2}, "stories=-2; expected"),
         ({"dealt": "no"}, "dealt='no'; expected"),
         ({"fit_apart": True}, "needs `stories`"),
         ({"linear_map": True}, "a linear map tunes nothing"),
+        ({"target": "shuffled", "changes": {"adapter": "none"}}, "adapter: none tunes on nothing"),
+        ({"keep_model": True, "changes": {"adapter": "full"}}, "adapter: full has none"),
         ({"changes": {"targets": "q_proj"}}, "targets 'q_proj'; expected a list"),
         ({"changes": {"rank": "4"}}, "rank '4'; expected a whole number of at least 1"),
         ({"changes": {"lr": -1e-2}}, "lr -0.01; expected a number above 0"),
@@ -152,6 +156,11 @@ def test_a_run_that_means_nothing_is_refused(settings, words):
         ("groups: {g: {}}\ndefault: {}", "'default'. are unknown"),
         ("groups: {g: {each: {seed: '12'}}}", "each of .'seed'. needs a list"),
         ("groups: {g: {each: {seed: []}}}", "each of .'seed'. needs a list"),
+        ("groups: {a: {seed: 1}, b: {}, a: {seed: 2}}", "(?s)'a'. stand twice.*line 1"),
+        ("groups: {g: {seed: 1, seed: 2}}", "'seed'. stand twice"),
+        ("groups: {a/b: {}}", "group 'a/b': run 'a/b'.*without slashes"),
+        ("groups: {g: {changes: null}}", "grid.yaml: group 'g': "),
+        ("defaults:\ngroups: {g: {model: null, n_voxels: 0}}", "group 'g': .*n_voxels=0"),
     ],
 )
 def test_a_grid_that_means_nothing_is_refused(tmp_path, text, words):
@@ -291,6 +300,33 @@ def test_targets_are_what_they_say(ds, tmp_path, monkeypatch):
     assert states.shape == (len(ds.story(story).tr_times), 192) and abs(states.std() - 1) < 0.01
     with pytest.raises(ValueError, match="expected one of .*masked sound.*states of MODEL"):
         tune.target(replace(run, target="brains"), ds)
+    with pytest.raises(ValueError, match="4000 stories; fireside has 20 to train on"):
+        tune.tuning_stories(replace(run, stories=4000), ds)
+
+
+def test_masked_sound_that_diverges_or_has_nothing_to_tune_is_refused(
+    tmp_path, recordings, monkeypatch
+):
+    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
+    import tune
+
+    settings = {"dataset": str(recordings), "model": "wavlm-pico", "voxels": "all"}
+    settings |= {"target": "masked sound", "subjects": ["S1"], "evaluate_on": []}
+    wild = zoo.Run("wild", "g", changes=TINY | {"lr": 1e6, "clip_norm": 0.0}, **settings)
+    assert not tune.in_bf16(replace(wild, bf16=True))  # its own loop trains in single precision
+    with pytest.raises(ValueError, match="masked sound: loss nan .*lower the rate"):
+        tune.perform(wild, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+    with pytest.raises(ValueError, match="adapter: full"):
+        tune.perform(replace(wild, changes={"adapter": "full"}), tmp_path)
+
+
+def test_another_grid_needs_a_folder_of_its_own(tmp_path):
+    write_grid(tmp_path, {"seed": [0]})
+    options = snakemake(tmp_path, "clean_stale", capture_output=True)
+    options["args"] = [word for word in options["args"] if word != "out=out"]
+    done = subprocess.run(**options)
+    assert done.returncode and "without out=" in done.stdout + done.stderr
 
 
 # ------------------------------------------------------------------ sweeps

@@ -48,12 +48,14 @@ def probe_words() -> set[str]:
 
 def write(folder: Path, hours: float):
     """Write texts of some hours of speech beside copies of fireside's own assets."""
+    if not hours > 0 or any(ASSETS.rglob(f"{NAME}*")):
+        raise SystemExit(f"{hours} hours into {ASSETS}: expected some, and a folder without prose")
     shutil.copytree(OWN_ASSETS, ASSETS, dirs_exist_ok=True)
     rows, unheard = fireside_tools.glove_rows(), probe_words()
     n_stories = round(hours * 60 * WORDS_PER_MINUTE / WORDS_PER_STORY)
     story, number = [], 0
     for path in sorted(folder.glob("*.txt")):
-        for sentence in sentences(path.read_text(encoding="utf-8", errors="ignore")):
+        for sentence in sentences(path.read_text(encoding="utf-8")):
             words = [w.lower() for w in spoken_words(sentence)]
             if unheard & set(words) or not all(fireside_tools.in_glove(w, rows) for w in words):
                 continue
@@ -75,6 +77,8 @@ def write(folder: Path, hours: float):
 def speak(part: str, voices: Path):
     """Sound and TextGrid of each prose story of a part that has none."""
     mine, of = map(int, part.split("/"))
+    if not 0 <= mine < of:
+        raise SystemExit(f"part {part}: expected 0/{of} to {of - 1}/{of}")
     speaker = fireside_tools.Speaker(voices)
     for number, path in enumerate(sorted((ASSETS / "stories").glob(f"{NAME}*.txt"))):
         sound, _ = fireside_tools.paths(path.stem)
@@ -115,11 +119,13 @@ if __name__ == "__main__":
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--voices", type=Path, default=os.environ.get("KOKORO_VOICES"))
     options = parser.parse_args()
-    if ASSETS == OWN_ASSETS:
+    if ASSETS.resolve() == OWN_ASSETS.resolve():
         raise SystemExit("set FIRESIDE_ASSETS to a folder of your own, beside fireside's assets")
     if options.step == "write":
         write(options.text, options.hours)
     elif options.step == "speak":
         speak(options.part, options.voices)
+    elif options.tree is None:
+        parser.error("build needs the folder of the tree")
     else:
         build(options.tree)

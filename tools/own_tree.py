@@ -18,6 +18,10 @@ def write_tree(root, sounds, responses):
     (root / "stimuli").mkdir(parents=True)
     (root / "dataset_description.json").write_text(json.dumps(description))
     for story, sound in sounds.items():
+        if np.issubdtype(sound.dtype, np.floating) and not np.abs(sound).max() <= 1:
+            raise ValueError(
+                f"{story}: sound beyond -1 to 1, or NaN; divide it by its largest number"
+            )
         soundfile.write(root / f"stimuli/{story}.wav", sound, RATE)
     for subject, runs in responses.items():
         folder = root / "derivative" / "preprocessed_data" / subject

@@ -24,6 +24,11 @@ SPAN = 10  # frames, 0.2 s
 def tune(tuner, ds, stories):
     """Tune the adapters of a `BrainTuner`; its history then holds the loss of each epoch, by training and validation stories."""
     recipe, encoder = tuner.recipe, tuner.encoder
+    if tuner.adapted is None or isinstance(stories, dict):
+        raise ValueError(
+            f"masked sound tunes adapters on stories of nobody; found adapter: {recipe.adapter} and "
+            f"stories {'dealt out' if isinstance(stories, dict) else 'of all'}"
+        )
     seed_everything(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     cache = ConvolutionalCache(encoder)
@@ -47,6 +52,10 @@ def tune(tuner, ds, stories):
             module.train()
         for number in rng.permutation(len(steps))[:n_per_epoch] if epoch else ():
             loss = masked_loss(tuner, *steps[number], rng)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"masked sound: loss {loss.item()} in epoch {epoch}; lower the rate"
+                )
             adam.zero_grad()
             loss.backward()
             if recipe.clip_norm:

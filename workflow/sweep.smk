@@ -38,4 +38,4 @@ if SWEEP:
             runtime=minutes,
         shell:
             "export OMP_NUM_THREADS={threads}; "
-            f"{sys.executable} {FLOW.parent / 'tools/run_notebooks.py'} {{params.arguments}} >> {{log:q}} 2>&1"
+            f"{quote(sys.executable)} {quote(str(FLOW.parent / 'tools/run_notebooks.py'))} {{params.arguments}} >> {{log:q}} 2>&1"

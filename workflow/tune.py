@@ -3,7 +3,7 @@
     accelerate launch workflow/tune.py NAME [--grid workflow/zoo.yaml] [--out results/zoo]
 
 Every run is evaluated alike: weights frozen, features taken anew, ridge refitted on all training stories, a row per test story
-and region. A run that was killed goes on from its last whole epoch.
+and region. A run that was killed goes on from its last whole epoch (one on masked sound begins anew).
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ def states_of(model: str, recipe):
     def states(story):
         layer, windows = encoder.layers - 1, {"window": recipe.window, "hop": recipe.hop}
         found = features_at_trs(encoder, story, layers=[layer], **windows)[layer]
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"states of {model}: NaN or Inf in {story.name}; are its weights whole?"
+            )
         return (found - found.mean(0)) / np.maximum(found.std(0), 1e-6)
 
     return states
@@ -113,7 +117,7 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
 
     How many there are is the recipe's business.
     """
-    tuner = BrainTuner(encoder, run.tuned_recipe())
+    tuner, responses = BrainTuner(encoder, run.tuned_recipe()), target(run, ds)
     if tuner.recipe.adapter == "none":
         return tuner
     if run.target == STIMULUS:
@@ -124,7 +128,7 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
         ds,
         subjects,
         voxels={s: tuned_voxels(run, ds, s) for s in subjects},
-        responses=target(run, ds),
+        responses=responses,
         stories=tuning_stories(run, ds),
         keep="last",
         folder=checkpoints,
@@ -136,12 +140,18 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
 
 def in_bf16(run: Run) -> bool:
     """Whether a run trains in bfloat16."""
+    if run.target == STIMULUS:
+        return False
     return runtime.fast_bf16() if run.bf16 is None else run.bf16
 
 
 def tuning_stories(run: Run, ds):
     """Training stories of a run; by subject where they are dealt out among several."""
     stories, n = ds.split["train"][: run.stories], len(run.subjects)
+    if len(stories) < (run.stories or 1):
+        raise ValueError(
+            f"run {run.name}: {run.stories} stories; {ds.name} has {len(stories)} to train on"
+        )
     return {s: stories[i::n] for i, s in enumerate(run.subjects)} if run.dealt else stories
 
 
@@ -220,6 +230,7 @@ def perform(run: Run, out: Path) -> dict:
     start = time.perf_counter()
     ds = datasets.load(run.dataset, subjects=sorted({*run.subjects, *run.evaluate_on}))
     encoder = SpeechEncoder.from_pretrained(run.model)
+    tuning_stories(run, ds), fits(run, ds)  # what does not fit is refused before, not after, tuning
     checkpoints = runtime.cache_dir("zoo") / run.stem
     tuner = tune(run, ds, encoder, checkpoints)
     numbers = {"history": tuner.history, "kept_epoch": tuner.kept_epoch}

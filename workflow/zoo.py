@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -96,18 +97,29 @@ class Run:
             name
             for name in ("n_voxels", "stories")
             if getattr(self, name) is not None
-            and (not isinstance(getattr(self, name), int) or getattr(self, name) < 1)
+            and (type(getattr(self, name)) is not int or getattr(self, name) < 1)
         ]
         wrong += [name for name in FLAGS if not isinstance(getattr(self, name), bool)]
+        wrong += ["bf16"] * (not (self.bf16 is None or isinstance(self.bf16, bool)))
+        wrong += ["name"] * (re.fullmatch(r"[^/\\]*", self.name) is None)
         if wrong:
             raise ValueError(
                 f"run {self.name!r}: {', '.join(f'{name}={getattr(self, name)!r}' for name in wrong)}; expected "
-                "lists of different subjects, whole numbers above 0, true or false"
+                "lists of different subjects, whole numbers above 0, true or false, names without slashes"
             )
         if self.fit_apart and self.stories is None:
             raise ValueError(f"run {self.name!r}: fit_apart needs `stories`, to leave some over")
-        if self.linear_map and self.tuned_recipe().adapter != "none":
+        adapter = self.tuned_recipe().adapter
+        if self.linear_map and adapter != "none":
             raise ValueError(f"run {self.name!r}: a linear map tunes nothing; set adapter: none")
+        if adapter == "none" and self.target != "responses":
+            raise ValueError(
+                f"run {self.name!r}: target {self.target!r}, but adapter: none tunes on nothing"
+            )
+        if adapter != "lora" and self.keep_model:
+            raise ValueError(
+                f"run {self.name!r}: keep_model keeps LoRA's adapters, and adapter: {adapter} has none"
+            )
 
     def tuned_recipe(self) -> Recipe:
         """The recipe with this run's changes and seed."""
@@ -144,9 +156,9 @@ def read_grid(path: str | Path = HERE / "zoo.yaml") -> list[Run]:
     Raises
     ------
     ValueError
-        For a setting that `Run` does not have, or two runs of one name.
+        For a setting that `Run` does not have or cannot take, one that is set twice, or two runs of one name.
     """
-    grid = yaml.safe_load(Path(path).read_text())
+    grid = yaml.load(Path(path).read_text(), _OnceEach)
     if not isinstance(grid, dict) or not isinstance(grid.get("groups"), dict):
         raise ValueError(f"{path}: expected a mapping with `groups`, found {str(grid)[:40]!r}")
     strange = sorted(set(grid) - {"defaults", "groups"})
@@ -164,8 +176,8 @@ def read_grid(path: str | Path = HERE / "zoo.yaml") -> list[Run]:
 
 def _expand(name, group, grid, path):
     """The runs of one group."""
-    group = grid.get("defaults", {}) | (group or {})
-    each = group.pop("each", {})
+    group = (grid.get("defaults") or {}) | (group or {})
+    each = group.pop("each", None) or {}
     empty = [k for k, values in each.items() if not isinstance(values, list) or not values]
     if empty:
         raise ValueError(
@@ -176,8 +188,22 @@ def _expand(name, group, grid, path):
         raise ValueError(f"{path}: group {name!r} sets {unknown}, which no run has")
     for values in product(*each.values()):
         settings = group | dict(zip(each, values))
-        label = "-".join([name, *map(_label, values)])
-        yield Run(name=label, group=name, **settings)
+        label = "-".join([str(name), *map(_label, values)])
+        try:
+            yield Run(name=label, group=str(name), **settings)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: group {name!r}: {error}") from error
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML in which a key that stands twice is refused, as the first would be lost."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{twice} stand twice{node.start_mark}; name each once")
+        return super().construct_mapping(node, deep)
 
 
 def _label(value) -> str:
@@ -186,7 +212,7 @@ def _label(value) -> str:
         return "-".join(f"{k}-{_label(v)}" for k, v in value.items())
     if isinstance(value, list):
         return "+".join(map(_label, value))
-    return str(value).replace(" ", "-")
+    return str(value).replace(" ", "-").replace("/", "_")
 
 
 @lru_cache
