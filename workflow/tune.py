@@ -21,6 +21,7 @@ from zoo import HERE, Run, read_grid
 
 import fireside
 from brainlib import datasets, evaluation, inside, lowlevel, results, runtime
+from brainlib.network import readout_layer
 from brainlib.saving import digest
 from brainlib.scores import FLOOR
 from brainlib.speech import SpeechEncoder, features_at_trs
@@ -175,7 +176,7 @@ def scores(run: Run, ds, tuner: BrainTuner) -> dict:
     recipe, encoder = tuner.recipe, tuner.encoder
     options = {
         "subjects": run.evaluate_on,
-        "layers": recipe.layer % encoder.layers,
+        "layers": readout_layer(encoder, recipe),
         "voxels": f"ceiling > {FLOOR}",
         "window": recipe.window,
         "hop": recipe.hop,
