@@ -113,13 +113,16 @@ def target(run: Run, ds):
 
 
 # ------------------------------------------------------------------ a run
-def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
+def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path, out: Path) -> BrainTuner:
     """The tuner after `fit`: the last epoch of all runs, as a control has no validation score that means anything.
 
     How many there are is the recipe's business.
     """
     tuner, responses = BrainTuner(encoder, run.tuned_recipe()), target(run, ds)
     if tuner.recipe.adapter == "none":
+        return tuner
+    if run.adapter_of is not None:
+        tuner.encoder = tuned_before(run, out)
         return tuner
     if run.target == STIMULUS:
         stimulus.tune(tuner, ds, tuning_stories(run, ds))
@@ -137,6 +140,22 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path) -> BrainTuner:
         bf16=in_bf16(run),
     )
     return tuner
+
+
+def tuned_before(run: Run, out: Path) -> SpeechEncoder:
+    """The speech model of another run, which must have been tuned as this one says."""
+    encoder, about = results.load_tuned(run.adapter_of, out)
+    own = run.settings()
+    differ = [
+        k
+        for k in own
+        if k not in ("evaluate_on", "adapter_of", "bf16") and own[k] != about.get(k, about["tree"])
+    ]
+    if differ:
+        raise ValueError(
+            f"run {run.name}: its {differ} are not those of {run.adapter_of}, whose adapter it takes"
+        )
+    return encoder
 
 
 def in_bf16(run: Run) -> bool:
@@ -233,7 +252,7 @@ def perform(run: Run, out: Path) -> dict:
     encoder = SpeechEncoder.from_pretrained(run.model)
     tuning_stories(run, ds), fits(run, ds)  # what does not fit is refused before, not after, tuning
     checkpoints = runtime.cache_dir("zoo") / run.stem
-    tuner = tune(run, ds, encoder, checkpoints)
+    tuner = tune(run, ds, encoder, checkpoints, out)
     numbers = {"history": tuner.history, "kept_epoch": tuner.kept_epoch}
     numbers |= {"stories": ds.split["test"], "scores": scores(run, ds, tuner)}
     if tuner.recipe.adapter == "full":  # whose weights are too large to keep

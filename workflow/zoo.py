@@ -62,6 +62,8 @@ class Run:
         Subjects; with none, only the learning curve on the validation stories is kept.
     keep_model : bool
         Keep the adapter as well.
+    adapter_of : str or None
+        Tune nothing, but take the kept adapter of that run of the same folder, whose settings must be the same.
     bf16 : bool or None
         Train in bfloat16; None: where the machine multiplies in it. On nodes of several kinds, set it.
     """
@@ -84,6 +86,7 @@ class Run:
     seed: int = 0
     evaluate_on: list = field(default_factory=lambda: ["SIM01"])
     keep_model: bool = False
+    adapter_of: str | None = None
     bf16: bool | None = None
 
     def __post_init__(self):
@@ -116,9 +119,9 @@ class Run:
             raise ValueError(
                 f"run {self.name!r}: target {self.target!r}, but adapter: none tunes on nothing"
             )
-        if adapter != "lora" and self.keep_model:
+        if adapter != "lora" and (self.keep_model or self.adapter_of):
             raise ValueError(
-                f"run {self.name!r}: keep_model keeps LoRA's adapters, and adapter: {adapter} has none"
+                f"run {self.name!r}: keep_model and adapter_of are of LoRA's adapters, and adapter: {adapter} has none"
             )
 
     def tuned_recipe(self) -> Recipe:
@@ -199,8 +202,8 @@ class _OnceEach(yaml.SafeLoader):
     """YAML in which a key that stands twice is refused, as the first would be lost."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        keys = [str(key.value) for key, _ in node.value]  # "<<" merges another mapping, once
+        twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"{twice} stand twice{node.start_mark}; name each once")
         return super().construct_mapping(node, deep)
