@@ -288,6 +288,27 @@ def test_a_model_is_tuned_on_masked_sound_alone(tmp_path, recordings, monkeypatc
     assert lengths[::2].min() >= 1 and np.median(lengths[::2]) >= stimulus.SPAN
 
 
+def test_a_kept_adapter_is_evaluated_on_others_without_tuning(tmp_path, recordings, monkeypatch):
+    monkeypatch.setenv("BRAINLIB_CACHE", str(tmp_path / "cache"))
+    import tune
+
+    settings = {"dataset": str(recordings), "model": "wavlm-pico", "voxels": "all", "changes": TINY}
+    settings |= {"subjects": ["S1"], "evaluate_on": ["S2"]}
+    first = tune.perform(zoo.Run("first", "g", keep_model=True, **settings), tmp_path)
+    monkeypatch.setattr(tune.BrainTuner, "fit", None)  # to tune would fail
+    again = zoo.Run("again", "g", adapter_of="first", **settings)
+    second = tune.perform(again, tmp_path)
+    assert first["about"]["key"] != second["about"]["key"] and second["numbers"]["history"] == []
+    for region, values in first["numbers"]["scores"]["S2"]["noisy"].items():
+        same = second["numbers"]["scores"]["S2"]["noisy"][region]
+        for name in values:  # the adapter is kept in half precision
+            np.testing.assert_allclose(same[name], values[name], atol=0.01, equal_nan=True)
+    table = results.load_zoo(tmp_path)
+    assert set(table.method) == {"tuned"} and set(table.tuned_on) == {"S1"}
+    with pytest.raises(ValueError, match=r"its \['target'\] are not those of first"):
+        tune.perform(replace(again, target="shuffled responses"), tmp_path)
+
+
 def test_targets_are_what_they_say(ds, tmp_path, monkeypatch):
     import tune
 
