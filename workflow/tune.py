@@ -145,12 +145,9 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path, out: Path) -> 
 def tuned_before(run: Run, out: Path) -> SpeechEncoder:
     """The speech model of another run, which must have been tuned as this one says."""
     encoder, about = results.load_tuned(run.adapter_of, out)
-    own = run.settings()
-    differ = [
-        k
-        for k in own
-        if k not in ("evaluate_on", "adapter_of", "bf16") and own[k] != about.get(k, about["tree"])
-    ]
+    own = run.settings() | {"tree": run.dataset}
+    may = ("evaluate_on", "adapter_of", "bf16")
+    differ = [k for k in own if k not in may and k in about and own[k] != about[k]]
     if differ:
         raise ValueError(
             f"run {run.name}: its {differ} are not those of {run.adapter_of}, whose adapter it takes"
