@@ -350,6 +350,24 @@ def test_another_grid_needs_a_folder_of_its_own(tmp_path):
     assert done.returncode and "without out=" in done.stdout + done.stderr
 
 
+def test_no_recipe_gives_away_a_quarter_of_what_its_best_rate_gains():
+    zoo_, searched = results.load_zoo(), results.load_zoo(results.ZOO.parent / "search")
+    assert searched.attrs["stale"] == {}
+    grid = [run for run in zoo.read_grid(ROOT / "workflow/search.yaml")]
+    there = [run for run in grid if run.name in searched.attrs["learning_curves"]]
+    assert {run.group for run in there} >= {"search-brainwavlm", "search-full"}
+    held = {"search-full": "full-0", "search-brainwavlm": "search-brainwavlm-lr-0.002"}
+    curves = zoo_.attrs["learning_curves"] | searched.attrs["learning_curves"]
+    for group in {run.group for run in there}:
+        recipe = next(run.recipe for run in there if run.group == group)
+        own = curves.get(held.get(group, f"recipe-{recipe}"))
+        if own is None:  # not run at its own rate yet
+            continue
+        tried = [curves[run.name] for run in there if run.group == group]
+        gains = [curve[-1]["validation"] - curve[0]["validation"] for curve in [own, *tried]]
+        assert gains[0] > 0.75 * max(gains), (group, gains)
+
+
 # ------------------------------------------------------------------ sweeps
 def test_a_sweep_is_all_combinations_and_one_table(tmp_path, ds):
     told = {"notebook": "01_data_loading", "out": "out"}
