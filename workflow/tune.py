@@ -157,7 +157,7 @@ def tuned_before(run: Run, out: Path) -> SpeechEncoder:
 
 def in_bf16(run: Run) -> bool:
     """Whether a run trains in bfloat16."""
-    if run.target == STIMULUS:
+    if run.target == STIMULUS or run.adapter_of is not None:  # its own loop, or no training
         return False
     return runtime.fast_bf16() if run.bf16 is None else run.bf16
 
