@@ -158,8 +158,8 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
         facts = {name: about.pop(name) for name in FACTS}
     for name, saved in about.pop("digests", {}).items():
         require(
-            digest(folder / name) == saved,
-            f"{folder / name}: not the file that was saved; copy it again",
+            (folder / name).exists() and digest(folder / name) == saved,
+            f"{folder / name}: lost, or not the file that was saved; copy it again",
         )
     lora = recipe.adapter == "lora" and not about.pop("merged", False)
     padded = about.pop("padded", False)

@@ -70,7 +70,7 @@ def over_stories(rows, kind: str, *, column: str) -> str:
 
 def costs(zoo) -> dict[str, str]:
     """Seconds of the runs that tuned, and what follows for more of them."""
-    tuned = zoo[(zoo.method == "tuned") & ~zoo.group.str.startswith("everyone-")]
+    tuned = zoo[(zoo.method == "tuned") & ~zoo.run.str.startswith("everyone-")]
     seconds = tuned.drop_duplicates("run").seconds
     if not len(seconds):
         return {"ZOO_COSTS": "(no tuning run yet)", "ZOO_SECONDS": "No tuning run is measured yet."}
