@@ -223,11 +223,12 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         ``table.attrs["parameter_changes"]`` what full tuning changed (columns of `inside.parameter_change`).
     """
     entries, stale = _current(Path(folder or ZOO), dataset)
-    rows, curves = [], {}
+    rows, curves, rates = [], {}, {}
     for name, entry in entries.items():
         with reading(f"run {name} of {folder or ZOO}", "a run of the zoo", remedy=AGAIN):
             rows += _rows(entry)
             curves[name] = entry["numbers"]["history"]
+            rates[name] = _recipe(entry["about"]).lr
     table = pd.DataFrame(rows, columns=COLUMNS)
     numeric = ["n_voxels", "n_stories", *SCORES, *CHANGES, *OVER_MAP]
     table = table.astype(dict.fromkeys(numeric, float))
@@ -238,7 +239,6 @@ def load_zoo(folder: str | Path | None = None, *, dataset=None) -> pd.DataFrame:
         for name, entry in entries.items()
         if "parameter_change" in entry["numbers"]
     }
-    rates = {name: _recipe(entry["about"]).lr for name, entry in entries.items()}
     table.attrs = {"stale": stale, "learning_curves": curves, "learning_rates": rates}
     table.attrs["parameter_changes"] = changes
     return table
@@ -329,7 +329,7 @@ def load_models(runs: dict, folder: str | Path | None = None, *, model: str, rec
         except ValueError:
             absent[name] = "stale or damaged"
             continue
-        used = get_recipe(about["recipe"]).with_(**about["changes"])
+        used = _recipe(about)
         if about["model"] != model:
             absent[name] = f"tuned from {about['model']}"
         elif recipe and (used.window, used.hop) != (recipe.window, recipe.hop):

@@ -118,7 +118,7 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path, out: Path) -> 
 
     How many there are is the recipe's business.
     """
-    tuner, responses = BrainTuner(encoder, run.tuned_recipe()), target(run, ds)
+    tuner = BrainTuner(encoder, run.tuned_recipe())
     if tuner.recipe.adapter == "none":
         return tuner
     if run.adapter_of is not None:
@@ -132,7 +132,7 @@ def tune(run: Run, ds, encoder: SpeechEncoder, checkpoints: Path, out: Path) -> 
         ds,
         subjects,
         voxels={s: tuned_voxels(run, ds, s) for s in subjects},
-        responses=responses,
+        responses=target(run, ds),
         stories=tuning_stories(run, ds),
         keep="last",
         folder=checkpoints,
