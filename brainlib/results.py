@@ -268,7 +268,7 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
     ValueError
         If recipe, data or model have changed since, or the adapter has lost tensors or holds some that are no numbers.
     """
-    from .saving import digest, load_adapter
+    from .saving import check_digests, load_adapter
     from .speech import SpeechEncoder
 
     folder = Path(folder or ZOO)
@@ -290,8 +290,7 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
         f"{adapter}: {missing} not found; with keep_model in the grid, {remade}",
         kind=FileNotFoundError,
     )
-    for part, saved in about.get("adapter", {}).items():
-        require(digest(adapter / part) == saved, f"{adapter / part}: not what was saved; {remade}")
+    check_digests(adapter, about.get("adapter", {}), remade)
     encoder = SpeechEncoder.from_pretrained(about["model"])
     load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=remade)
     encoder.name = f"{about['model']}+{name}"

@@ -134,6 +134,15 @@ def digest(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
+def check_digests(folder: Path, digests: dict, remedy: str) -> None:
+    """Raise ValueError unless the files of a folder are those whose `digest` was kept."""
+    for name, kept in digests.items():
+        require(
+            (folder / name).exists() and digest(folder / name) == kept,
+            f"{folder / name}: lost, or not the file that was saved; {remedy}",
+        )
+
+
 def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     """What `save_tuned` wrote, as the attributes of a BrainTuner; an adapter's base is loaded by name.
 
@@ -156,11 +165,7 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     about = read_json(folder / "tuning.json", "a tuned model's history")
     with reading(folder / "tuning.json", "a tuned model's history"):
         facts = {name: about.pop(name) for name in FACTS}
-    for name, saved in about.pop("digests", {}).items():
-        require(
-            (folder / name).exists() and digest(folder / name) == saved,
-            f"{folder / name}: lost, or not the file that was saved; copy it again",
-        )
+    check_digests(folder, about.pop("digests", {}), "copy it again")
     lora = recipe.adapter == "lora" and not about.pop("merged", False)
     padded = about.pop("padded", False)
     encoder = SpeechEncoder.from_pretrained(
