@@ -251,7 +251,9 @@ def test_an_adapter_that_is_not_the_one_saved_is_refused(tuned):
     (folder / "0.json").write_text(json.dumps(entry(**about)))
     results.load_tuned("one", folder)
     path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 1'))
-    with pytest.raises(ValueError, match="adapter_config.json: lost, or not the file that was saved.*only=one"):
+    with pytest.raises(
+        ValueError, match="adapter_config.json: lost, or not the file that was saved.*only=one"
+    ):
         results.load_tuned("one", folder)
 
 

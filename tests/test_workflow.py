@@ -107,6 +107,26 @@ def test_only_the_runs_that_changed_are_made_anew_and_the_old_files_are_listed(t
     assert left == {run.stem for run in runs[:2]}
 
 
+def test_a_run_marked_later_is_made_only_where_it_is_asked_for(tmp_path):
+    now, later = write_grid(tmp_path, {"later": [False, True]})
+    assert now.key == later.key  # it shapes no number
+    pretend(tmp_path, now)
+    assert "Nothing to be done" in call(tmp_path, "-n")
+    assert later.stem in call(tmp_path, "-n", more=["only=*"])
+    pretend(tmp_path, later)
+    assert not zoo.orphans([now, later], tmp_path / "out")
+
+
+def test_a_clean_clone_has_every_run_that_the_zoo_makes():
+    missing = [
+        path
+        for run in zoo.read_grid()
+        for path in (f"{run.stem}.json", *[f"adapters/{run.stem}"] * run.keep_model)
+        if not run.later and not (results.ZOO / path).exists()
+    ]
+    assert not missing
+
+
 def test_a_thousand_jobs_are_listed_in_seconds(tmp_path):
     each = {"seed": list(range(10)), "stories": list(range(1, 21)), "n_voxels": list(range(1, 6))}
     assert len(write_grid(tmp_path, each)) == 1000

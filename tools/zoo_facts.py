@@ -31,7 +31,7 @@ def facts() -> dict[str, str]:
     return {
         "ZOO_TABLE": run_table(zoo, order=[run.name for run in runs]),
         "ZOO_MISSING": f"{len(runs) - len(missing)} of {len(runs)} are there."
-        + f" Not trained yet: {', '.join(missing)}." * bool(missing),
+        + f" Not trained yet, for want of time: {', '.join(missing)}." * bool(missing),
     } | costs(zoo)
 
 

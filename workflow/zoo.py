@@ -24,7 +24,7 @@ from brainlib.runtime import atomic
 
 HERE = Path(__file__).parent
 KEY_LENGTH = 8  # hex digits
-FLAGS = ("dealt", "linear_map", "fit_apart", "keep_model")
+FLAGS = ("dealt", "linear_map", "fit_apart", "keep_model", "later")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Run:
         Keep the adapter as well.
     adapter_of : str or None
         Tune nothing, but take the kept adapter of that run of the same folder, whose settings must be the same.
+    later : bool
+        Make it only where it is asked for by name, with `only`.
     bf16 : bool or None
         Train in bfloat16; None: where the machine multiplies in it. On nodes of several kinds, set it.
     """
@@ -87,6 +89,7 @@ class Run:
     evaluate_on: list = field(default_factory=lambda: ["SIM01"])
     keep_model: bool = False
     adapter_of: str | None = None
+    later: bool = False
     bf16: bool | None = None
 
     def __post_init__(self):
@@ -130,9 +133,8 @@ class Run:
 
     def settings(self) -> dict:
         """Everything that shapes the numbers."""
-        settings = {
-            k: v for k, v in asdict(self).items() if k not in ("name", "group", "keep_model")
-        }
+        aside = ("name", "group", "keep_model", "later")
+        settings = {k: v for k, v in asdict(self).items() if k not in aside}
         settings["recipe_hash"] = self.tuned_recipe().hash()
         settings |= {"data": data_version(self.dataset), "weights": weights_hash(self.model)}
         return settings | {"scoring": SCORING}
