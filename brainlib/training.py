@@ -295,13 +295,14 @@ class TuningTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         loss = model(inputs["step"])
+        value = float(loss.detach())
         require(
-            torch.isfinite(loss),
-            f"{self.recipe.name}: the loss is {float(loss)} at step {self.state.global_step}; "
+            math.isfinite(value),
+            f"{self.recipe.name}: the loss is {value} at step {self.state.global_step}; "
             f"{self.progress.advice()}",
             kind=RuntimeError,
         )
-        self.step_losses.append(float(loss.detach()))
+        self.step_losses.append(value)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
