@@ -290,7 +290,7 @@ def load_tuned(name: str, folder: str | Path | None = None) -> tuple:
         f"{adapter}: {missing} not found; with keep_model in the grid, {remade}",
         kind=FileNotFoundError,
     )
-    check_digests(adapter, about.get("adapter", {}), remade)
+    check_digests(adapter, about.get("adapter", {}), remedy=remade)
     encoder = SpeechEncoder.from_pretrained(about["model"])
     load_adapter(encoder, adapter, base=about["base_fingerprint"], remedy=remade)
     encoder.name = f"{about['model']}+{name}"

@@ -134,7 +134,7 @@ def digest(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def check_digests(folder: Path, digests: dict, remedy: str) -> None:
+def check_digests(folder: Path, digests: dict, *, remedy: str) -> None:
     """Raise ValueError unless the files of a folder are those whose `digest` was kept."""
     for name, kept in digests.items():
         require(
@@ -165,7 +165,7 @@ def load_tuned(folder: str | Path, *, device: str | None = None) -> dict:
     about = read_json(folder / "tuning.json", "a tuned model's history")
     with reading(folder / "tuning.json", "a tuned model's history"):
         facts = {name: about.pop(name) for name in FACTS}
-    check_digests(folder, about.pop("digests", {}), "copy it again")
+    check_digests(folder, about.pop("digests", {}), remedy="copy it again")
     lora = recipe.adapter == "lora" and not about.pop("merged", False)
     padded = about.pop("padded", False)
     encoder = SpeechEncoder.from_pretrained(
