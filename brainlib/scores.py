@@ -139,3 +139,24 @@ def crossed_interval(table, *, level: float = 0.95) -> pd.Series:
     df = max(mean_square**2 / max(parts.sum(), 1e-300), 1.0)
     margin = t.ppf((1 + level) / 2, df) * np.sqrt(mean_square / x.size)
     return pd.Series({"mean": x.mean(), "low": x.mean() - margin, "high": x.mean() + margin})
+
+
+def seed_spread(table, *, level: float = 0.95) -> pd.Series:
+    """Standard deviation between seeds, and how far one seed may lie from the mean of all.
+
+    Parameters
+    ----------
+    table : DataFrame or array of shape (n_subjects, n_seeds)
+        A score of each run, NaN where there is none. A subject with one seed says nothing.
+
+    Returns
+    -------
+    row : Series with `std`, pooled within subjects, and `bound`
+        `bound` is ``std`` times Student's t. Models that share one seed may share all of what it adds, which then does not
+        average out over them. Both are NaN if no subject has two seeds.
+    """
+    table = pd.DataFrame(table)
+    freedom = (table.count(axis=1) - 1).clip(lower=0).sum()
+    squares = table.sub(table.mean(axis=1), axis=0).pow(2).sum().sum()
+    std = np.sqrt(squares / freedom) if freedom else np.nan
+    return pd.Series({"std": std, "bound": t.ppf((1 + level) / 2, freedom) * std})

@@ -363,6 +363,18 @@ def test_an_interval_over_subjects_and_stories_covers_both():
         scores.crossed_interval(np.ones((1, 4)))
 
 
+def test_the_spread_between_seeds_is_pooled_within_subjects():
+    rng = np.random.default_rng(0)
+    table = 5.0 * rng.standard_normal((3000, 1)) + 0.1 * rng.standard_normal((3000, 3))
+    table[::2, 2] = np.nan
+    std, bound = scores.seed_spread(table)
+    assert std == pytest.approx(0.1, rel=0.05) and bound == pytest.approx(1.96 * std, rel=0.01)
+    assert scores.seed_spread([[1.0, 2.0, 3.0], [9.0, np.nan, np.nan]]).to_list() == (
+        pytest.approx([1.0, 4.303], abs=1e-3)
+    )
+    assert scores.seed_spread([[1.0], [2.0]]).isna().all()
+
+
 def test_correlations_by_story_are_of_the_same_stories():
     y = [np.array([[1.0], [2], [3]]), np.array([[1.0], [2], [4]])]
     assert scores.by_story(y, [y[0], -y[1]]).tolist() == [[1.0], [-1.0]]
