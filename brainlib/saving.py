@@ -136,9 +136,10 @@ def digest(path: Path) -> str:
 
 def check_digests(folder: Path, digests: dict, *, remedy: str) -> None:
     """Raise ValueError unless the files of a folder are those whose `digest` was kept."""
+    require(isinstance(digests, dict), f"{folder}: digests {digests!r}; expected a dict; {remedy}")
     for name, kept in digests.items():
         require(
-            (folder / name).exists() and digest(folder / name) == kept,
+            (folder / name).is_file() and digest(folder / name) == kept,
             f"{folder / name}: lost, or not the file that was saved; {remedy}",
         )
 

@@ -176,6 +176,13 @@ def read_grid(path: str | Path = HERE / "zoo.yaml") -> list[Run]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{path}: several runs are named {twice}; give their groups other names")
+    kept = {run.name: run.later for run in runs if run.keep_model}
+    for run in runs:
+        if run.adapter_of and kept.get(run.adapter_of, True) > run.later:
+            raise ValueError(
+                f"{path}: {run.name!r} takes the adapter of {run.adapter_of!r}, which no run here keeps (keep_model), "
+                "or only later"
+            )
     return runs
 
 
