@@ -180,6 +180,14 @@ def test_a_run_that_means_nothing_is_refused(settings, words):
         ("groups: {g: {seed: 1, seed: 2}}", "'seed'. stand twice"),
         ("groups: {a/b: {}}", "group 'a/b': run 'a/b'.*without slashes"),
         ("groups: {g: {changes: null}}", "grid.yaml: group 'g': "),
+        (
+            "groups: {a: {recipe: brainwavlm-quick, adapter_of: b}}",
+            "'a' takes .* of 'b', which no run",
+        ),
+        (
+            "defaults: {recipe: brainwavlm-quick}\ngroups: {a: {adapter_of: b}, b: {keep_model: true, later: true}}",
+            "or only later",
+        ),
         ("defaults:\ngroups: {g: {model: null, n_voxels: 0}}", "group 'g': .*n_voxels=0"),
     ],
 )
